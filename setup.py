@@ -22,7 +22,10 @@ setup(
     package_data={"semsynth": ["configs/*.yaml", "weights/*", "py.typed"]},
     python_requires=f">={project['min_python']}",
     install_requires=project["requirements"].split(),
-    extras_require={"dev": project["dev_requirements"].split()},
+    extras_require={
+        "course": project["course_requirements"].split(),  # what the notebooks need beyond the package
+        "dev": project["dev_requirements"].split(),
+    },
     entry_points={
         "console_scripts": project["console_scripts"].split(),
         "nbdev": [f"{project['lib_name']}={project['lib_path']}._modidx:d"],
