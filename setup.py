@@ -23,7 +23,8 @@ setup(
     python_requires=f">={project['min_python']}",
     install_requires=project["requirements"].split(),
     extras_require={
-        "course": project["course_requirements"].split(),  # what the notebooks need beyond the package
+        # What the notebooks need beyond the package, for those who do not develop it.
+        "course": project["course_requirements"].split(),
         "dev": project["dev_requirements"].split(),
     },
     entry_points={
