@@ -24,11 +24,11 @@ from .labels import Batch, Image, InstanceMap, LabelMap, Latents
 # %% ../nbs/03_synthesizer.ipynb #4456c44f
 Losses = Iterator[tuple[str, dict[str, Tensor]]]
 
-# %% ../nbs/03_synthesizer.ipynb #e3576dcb
+# %% ../nbs/03_synthesizer.ipynb #3a80f33f
 class Trainable(nn.Module, ABC):
-    "Anything that learns: names what it trains, and yields the losses in the order of their updates."
+    "Anything that learns: names what it trains, and yields its losses in the order of updates."
 
-    trained: tuple[str, ...]  # submodules that learn, one optimizer each; all others stay frozen in eval()
+    trained: tuple[str, ...]  # submodules that learn, one optimizer each; others stay in eval()
 
     @abstractmethod
     def training_losses(
@@ -116,7 +116,7 @@ def training_loop(
             log |= {f"{name}/{term}": value.item() for term, value in terms.items()}
         yield log
 
-# %% ../nbs/03_synthesizer.ipynb #f061b10a
+# %% ../nbs/03_synthesizer.ipynb #a7479a85
 class History:
     "A plain record of training: one row a log, read by column; widgets and plots only look at it."
 
@@ -150,7 +150,10 @@ class History:
         "Reads such a file; a last line that was cut off in the middle is left out."
         text = Path(path).read_text()
         rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        return cls({name: float(value) for name, value in row.items() if value} for row in rows)
+        return cls(
+            {name: int(cell) if cell.isdecimal() else float(cell) for name, cell in row.items() if cell}
+            for row in rows
+        )
 
 # %% ../nbs/03_synthesizer.ipynb #6638661a
 def budget(
