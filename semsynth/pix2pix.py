@@ -7,11 +7,11 @@ __all__ = ['Condition', 'Picture', 'Upsample', 'UNET_UPSAMPLINGS', 'Levels', 'DR
            'bilinear_convolution', 'pytorch_dropout', 'lua_dropout', 'no_dropout', 'named', 'UNetGenerator',
            'check_resolution', 'official_block', 'official_layers', 'as_in_training', 'Pix2Pix', 'pix2pix']
 
-# %% ../nbs/11_pix2pix.ipynb #c6cfa201
+# %% ../nbs/11_pix2pix.ipynb #dd723024
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -100,7 +100,7 @@ def named(**layers: nn.Module | None) -> nn.Sequential:
     present = {name: layer for name, layer in layers.items() if layer is not None}
     return nn.Sequential(OrderedDict(present))
 
-# %% ../nbs/11_pix2pix.ipynb #2cdbcb8a
+# %% ../nbs/11_pix2pix.ipynb #1cc98e85
 class UNetGenerator(nn.Module):
     "Halves to a bottleneck, doubles back, hands every level across (Isola et al. 2017, § 3.2)."
 
@@ -159,32 +159,32 @@ class UNetGenerator(nn.Module):
         cls,
         state_dict: Mapping[str, object],          # A published checkpoint, as loaded
         dropout_levels: Levels = pytorch_dropout,  # Dropout has no weights, so none can tell
-    ) -> Self:
+    ) -> "UNetGenerator":
         "From a checkpoint of a published `unet` generator, its sizes read from names and shapes."
         weights = official_weights(state_dict)
         num_downs = 1
         while f"{official_block(num_downs)}.1.weight" in weights:
             num_downs += 1
-        missing = {"model.model.0.weight", "model.model.3.weight"} - weights.keys()
-        if num_downs < 2 or missing:
+        ends = [weights.get(f"model.model.{place}.weight", torch.empty(0)) for place in (0, 3)]
+        if num_downs < 2 or any(end.ndim != 4 for end in ends):
             raise InputError(
-                "the checkpoint is not a UNetGenerator as published: "
-                f"it lacks {min(missing, default=official_block(1) + '.1.weight')}"
+                "the checkpoint is not a UNetGenerator as published: model.model.0, "
+                "model.model.3 and model.model.1.model.1 should be convolutions"
             )
 
         layers = official_layers(num_downs)
         theirs = {ours: name for name, ours in layers.items()}
         norm = official_norm(weights, theirs["up.1.conv"], theirs["up.1.norm"])
-        channels, in_channels = weights["model.model.0.weight"].shape[:2]
+        channels, in_channels = ends[0].shape[:2]
         network = cls(
             in_channels,
             channels,
             num_downs,
             NORMS[norm],
             dropout_levels=dropout_levels,
-            out_channels=weights["model.model.3.weight"].shape[1],
+            out_channels=ends[1].shape[1],
         )
-        return load_official(network, weights, layers)
+        return load_official(network, weights, layers, unbiased=norm == "none")
 
 # %% ../nbs/11_pix2pix.ipynb #ff8330b1
 def check_resolution(
@@ -246,7 +246,7 @@ def as_in_training(
         for layer, training in zip(layers, before, strict=True):
             layer.training = training
 
-# %% ../nbs/11_pix2pix.ipynb #08922793
+# %% ../nbs/11_pix2pix.ipynb #28aa857f
 class Pix2Pix(Synthesizer):
     "A judge of patches for texture, an L1 term for where things are (Isola et al. 2017)."
 
@@ -264,6 +264,8 @@ class Pix2Pix(Synthesizer):
         colours: LabelSpace | None = None,  # Its colours are the condition, as published
     ):
         super().__init__()
+        # Without an adversarial term nobody needs to learn to judge.
+        self.trained = Pix2Pix.trained if adversarial_weight else ("generator",)
         self.generator, self.discriminator = generator, discriminator
         self.num_classes = num_classes
         self.adversarial_loss = adversarial_loss

@@ -1,0 +1,443 @@
+"""Published weights give published outputs: as recorded, and as their restated layouts compute.
+
+Each folder in $SEMSYNTH_PARITY (default: `../shared/parity` beside the repository) holds a
+`config.json` with its `kind`, `weights.safetensors` with published names, and `io.safetensors`
+with inputs `in.NAME` and outputs `out.NAME`.
+"""
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+from conftest import PARITY
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from semsynth.cgan import PatchGAN, PixelGAN, ResNetGenerator
+from semsynth.labels import InputError
+from semsynth.pix2pix import UNetGenerator
+
+Tensors = dict[str, Tensor]
+TOLERANCE = 1e-4  # of the largest absolute output
+
+
+# --- recorded outputs: one test a folder
+
+def single(network: type[nn.Module]) -> Callable[[Tensors, dict], Callable[[Tensors], Tensors]]:
+    "A network that takes `in.x` and gives `out.y`."
+
+    def load(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
+        loaded = network.from_official(weights).eval()
+        return lambda inputs: {"y": loaded(inputs["x"])}
+
+    return load
+
+
+# kind -> (weights, config) -> (inputs by name -> outputs by name)
+KINDS: dict[str, Callable[[Tensors, dict], Callable[[Tensors], Tensors]]] = {
+    "pix2pix/unet_generator": single(UNetGenerator),
+    "pix2pix/resnet_generator": single(ResNetGenerator),
+    "pix2pix/patchgan": single(PatchGAN),
+    "pix2pix/pixelgan": single(PixelGAN),
+}
+
+# kind -> the module that will build it. The list only shrinks, see `test_built_means_compared`.
+NOT_BUILT = {
+    "pix2pixhd/global_generator": "pix2pixhd",
+    "pix2pixhd/local_enhancer": "pix2pixhd",
+    "pix2pixhd/multiscale_discriminator": "pix2pixhd",
+    "pix2pixhd/feature_encoder": "pix2pixhd",
+    "spade/generator": "spade",
+    "spade/discriminator": "spade",
+    "spade/encoder": "spade",
+    "stylegan2/generator": "stylegan",
+    "vqgan/autoencoder": "vqgan",
+    "vqgan/gpt": "vqgan",
+    "sdm/unet": "sdm",
+    "lfm/velocity_net": "latent_flow",
+}
+
+
+def named(tensors: Tensors, prefix: str) -> Tensors:
+    "Those whose name begins so, without it."
+    return {name[len(prefix):]: t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def difference(given: Tensor, expected: Tensor) -> float:
+    "The largest difference, relative to the largest expected value."
+    assert given.shape == expected.shape
+    return ((given - expected).abs().max() / expected.abs().max()).item()
+
+
+def compare(folder: Path) -> dict[str, float]:
+    "How far every recorded output is missed."
+    config = json.loads((folder / "config.json").read_text())
+    if config["kind"] not in KINDS:
+        pytest.fail(f"{folder.name}: no network is of the kind {config['kind']}")
+    weights = load_file(folder / "weights.safetensors")
+    tensors = load_file(folder / "io.safetensors")
+    network = KINDS[config["kind"]](weights, config)
+    with torch.no_grad():
+        given = network(named(tensors, "in."))
+    return {
+        name: difference(given[name], expected) for name, expected in named(tensors, "out.").items()
+    }
+
+
+def recorded() -> list:
+    "A parameter a folder; those of kinds that are not built yet are expected to fail."
+    parameters = []
+    for path in sorted(PARITY.glob("*/config.json")):
+        kind = json.loads(path.read_text())["kind"]
+        module = NOT_BUILT.get(kind)
+        reason = f"{kind} is not built yet: semsynth.{module} will"
+        marks = [pytest.mark.xfail(strict=True, reason=reason)] if module else []
+        parameters.append(pytest.param(path.parent, id=path.parent.name, marks=marks))
+    nothing = pytest.mark.skip(
+        reason="no folder of recorded networks: set SEMSYNTH_PARITY to the one that holds them"
+    )
+    return parameters or [pytest.param(PARITY, id="nothing recorded", marks=nothing)]
+
+
+@pytest.mark.parametrize("folder", recorded())
+def test_recorded_outputs(folder: Path):
+    differences = compare(folder)
+    assert differences and max(differences.values()) <= TOLERANCE, differences
+
+
+def test_built_means_compared():
+    both = KINDS.keys() & NOT_BUILT.keys()
+    assert not both, f"built, and still listed as not built: {sorted(both)}"
+    here = {module for module in NOT_BUILT.values() if importlib.util.find_spec(f"semsynth.{module}")}
+    built = [kind for kind, module in NOT_BUILT.items() if module in here]
+    assert not built, f"the module is here, so these belong to KINDS: {sorted(built)}"
+
+
+def test_an_unknown_kind_fails(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"kind": "pix2pix/transformer"}')
+    with pytest.raises(pytest.fail.Exception, match="pix2pix/transformer"):
+        compare(tmp_path)
+
+
+def test_a_wrong_output_is_seen(tmp_path: Path):
+    network = scramble(OfficialPixelGAN(6, 8, "batch")).eval()
+    x = torch.randn(1, 6, 8, 8)
+    with torch.no_grad():
+        y = network(x)
+    (tmp_path / "config.json").write_text('{"kind": "pix2pix/pixelgan"}')
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    for factor, right in [(1, True), (1.001, False)]:
+        save_file({"in.x": x, "out.y": factor * y}, tmp_path / "io.safetensors")
+        assert (max(compare(tmp_path).values()) <= TOLERANCE) == right
+
+
+# --- the published layouts, restated from their names and sizes alone: any depth, width and norm
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "instance": nn.InstanceNorm2d,
+    "none": lambda channels: nn.Identity(),
+}
+
+
+class OfficialLevel(nn.Module):
+    "One level of the published U-Net, which holds the next one in its middle."
+
+    def __init__(
+        self, outside: int, inside: int, norm: str, *, inner: nn.Module | None = None,
+        ends: tuple[int, int] | None = None, dropout: bool = False,
+    ):
+        super().__init__()
+        self.outermost, bias = ends is not None, norm == "instance"
+        in_channels, out_channels = ends or (outside, outside)
+        down = nn.Conv2d(in_channels, inside, 4, 2, 1, bias=bias)
+        up = nn.ConvTranspose2d(
+            inside if inner is None else 2 * inside, out_channels, 4, 2, 1,
+            bias=bias or self.outermost,
+        )
+        if self.outermost:
+            parts = [down, inner, nn.ReLU(), up, nn.Tanh()]
+        else:
+            parts = [nn.LeakyReLU(0.2), down]
+            parts += [] if inner is None else [NORMS[norm](inside), inner]
+            parts += [nn.ReLU(), up, NORMS[norm](outside)] + [nn.Dropout(0.5)] * dropout
+        self.model = nn.Sequential(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) if self.outermost else torch.cat([x, self.model(x)], 1)
+
+
+class OfficialUNet(nn.Module):
+    "The published U-Net, built from the inside out."
+
+    def __init__(self, in_channels: int, out_channels: int, num_downs: int, width: int, norm: str):
+        super().__init__()
+        level = OfficialLevel(8 * width, 8 * width, norm)
+        for _ in range(num_downs - 5):
+            level = OfficialLevel(8 * width, 8 * width, norm, inner=level, dropout=True)
+        for times in [4, 2, 1]:
+            level = OfficialLevel(times * width, 2 * times * width, norm, inner=level)
+        self.model = OfficialLevel(
+            out_channels, width, norm, inner=level, ends=(in_channels, out_channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class OfficialResNetBlock(nn.Module):
+    def __init__(self, width: int, norm: str, dropout: bool):
+        super().__init__()
+        bias = norm == "instance"
+        half = lambda: [  # noqa: E731
+            nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3, bias=bias), NORMS[norm](width)
+        ]
+        between = [nn.ReLU()] + [nn.Dropout(0.5)] * dropout
+        self.conv_block = nn.Sequential(*half(), *between, *half())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_block(x)
+
+
+class OfficialFlat(nn.Module):
+    "A network that is one sequence."
+
+    def __init__(self, layers: list[nn.Module], name: str = "model"):
+        super().__init__()
+        self.sequence = name
+        self.add_module(name, nn.Sequential(*layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.get_submodule(self.sequence)(x)
+
+
+class OfficialResNet(OfficialFlat):
+    def __init__(
+        self, in_channels: int, out_channels: int, num_blocks: int, width: int, norm: str,
+        dropout: bool,
+    ):
+        bias, normed = norm == "instance", lambda channels: [NORMS[norm](channels), nn.ReLU()]
+        stem = nn.Conv2d(in_channels, width, 7, bias=bias)
+        layers = [nn.ReflectionPad2d(3), stem, *normed(width)]
+        for w in [width, 2 * width]:
+            layers += [nn.Conv2d(w, 2 * w, 3, 2, 1, bias=bias), *normed(2 * w)]
+        layers += [OfficialResNetBlock(4 * width, norm, dropout) for _ in range(num_blocks)]
+        for w in [2 * width, width]:
+            up = nn.ConvTranspose2d(2 * w, w, 3, 2, 1, output_padding=1, bias=bias)
+            layers += [up, *normed(w)]
+        layers += [nn.ReflectionPad2d(3), nn.Conv2d(width, out_channels, 7), nn.Tanh()]
+        super().__init__(layers)
+
+
+class OfficialPatchGAN(OfficialFlat):
+    def __init__(self, in_channels: int, num_layers: int, width: int, norm: str):
+        bias, leaky = norm == "instance", nn.LeakyReLU(0.2)
+        layers = [nn.Conv2d(in_channels, width, 4, 2, 1), leaky]
+        widths = [width * min(2**n, 8) for n in range(num_layers + 1)]
+        for n in range(1, num_layers + 1):
+            stride = 1 if n == num_layers else 2
+            conv = nn.Conv2d(widths[n - 1], widths[n], 4, stride, 1, bias=bias)
+            layers += [conv, NORMS[norm](widths[n]), leaky]
+        super().__init__([*layers, nn.Conv2d(widths[-1], 1, 4, 1, 1)])
+
+
+class OfficialPixelGAN(OfficialFlat):
+    def __init__(self, in_channels: int, width: int, norm: str):
+        bias, leaky = norm == "instance", nn.LeakyReLU(0.2)
+        super().__init__([
+            nn.Conv2d(in_channels, width, 1), leaky,
+            nn.Conv2d(width, 2 * width, 1, bias=bias), NORMS[norm](2 * width), leaky,
+            nn.Conv2d(2 * width, 1, 1, bias=bias),
+        ], "net")
+
+
+def scramble(network: nn.Module) -> nn.Module:
+    "Random weights that keep activations near 1, and statistics that are not the initial ones."
+    for name, value in network.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        if value.ndim == 4:
+            value.normal_(0, (value[0].numel() / 2) ** -0.5)
+        elif name.endswith("running_var") or name.endswith("weight"):
+            value.uniform_(0.5, 1.5)
+        else:
+            value.normal_(0, 0.1)
+    return network
+
+
+def assert_same(official: nn.Module, network: type[nn.Module], x: Tensor) -> nn.Module:
+    "Loads the layout restated above, and asks both the same."
+    official = scramble(official).eval()
+    loaded = network.from_official(official.state_dict()).eval()
+    with torch.no_grad():
+        assert difference(loaded(x), official(x)) <= TOLERANCE
+    return loaded
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("num_downs", [5, 6, 7, 8])
+def test_unet(num_downs: int, norm: str):
+    x = torch.randn(1, 4, 2**num_downs, 2 ** (num_downs + 1))
+    loaded = assert_same(OfficialUNet(4, 2, num_downs, 4, norm), UNetGenerator, x)
+    assert loaded.num_downs == num_downs
+    with pytest.raises(InputError, match=rf"multiples of {2**num_downs} "):
+        loaded(x[..., :-1])
+
+
+@pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("num_blocks", [6, 9])
+def test_resnet(num_blocks: int, norm: str, dropout: bool):
+    official = OfficialResNet(4, 3, num_blocks, 4, norm, dropout)
+    assert_same(official, ResNetGenerator, torch.randn(2, 4, 16, 24))
+
+
+def test_resnet_of_other_channels():
+    official = OfficialResNet(1, 2, 6, 4, "batch", True)
+    assert_same(official, ResNetGenerator, torch.randn(1, 1, 16, 16))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4, 5])
+def test_patchgan(num_layers: int, norm: str):
+    x = torch.randn(1, 5, 2 ** (num_layers + 2), 2 ** (num_layers + 3))
+    assert_same(OfficialPatchGAN(5, num_layers, 4, norm), PatchGAN, x)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_pixelgan(norm: str):
+    assert_same(OfficialPixelGAN(5, 4, norm), PixelGAN, torch.randn(2, 5, 7, 9))
+
+
+# --- the published sizes
+
+@pytest.mark.parametrize(
+    ("official", "network", "parameters", "entries"),
+    [
+        (lambda: OfficialUNet(3, 3, 8, 64, "batch"), UNetGenerator, 54_413_955, 82),
+        (lambda: OfficialResNet(3, 3, 9, 64, "instance", True), ResNetGenerator, 11_378_179, 48),
+        (lambda: OfficialPatchGAN(6, 3, 64, "batch"), PatchGAN, 2_768_705, 22),
+        (lambda: OfficialPixelGAN(6, 64, "batch"), PixelGAN, 9_024, 9),
+    ],
+    ids=["unet_256", "resnet_9blocks", "basic", "pixel"],
+)
+def test_published_size(
+    official: Callable[[], nn.Module], network: type[nn.Module], parameters: int, entries: int
+):
+    weights = official().state_dict()
+    loaded = network.from_official(weights)
+    assert sum(value.numel() for value in loaded.parameters()) == parameters
+    assert len(loaded.state_dict()) == len(weights) == entries
+
+
+# --- what people's checkpoints look like
+
+LAYOUTS = {
+    "unet": (lambda norm: OfficialUNet(3, 3, 5, 4, norm), UNetGenerator, 32),
+    "resnet": (lambda norm: OfficialResNet(3, 3, 2, 4, norm, True), ResNetGenerator, 16),
+    "patchgan": (lambda norm: OfficialPatchGAN(3, 3, 4, norm), PatchGAN, 32),
+    "pixelgan": (lambda norm: OfficialPixelGAN(3, 4, norm), PixelGAN, 8),
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request) -> tuple[Callable[[str], nn.Module], type[nn.Module], Tensor]:
+    build, network, side = LAYOUTS[request.param]
+    return build, network, torch.randn(1, 3, side, side)
+
+
+def outputs(network: type[nn.Module], weights: Tensors, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return network.from_official(weights).eval()(x)
+
+
+def test_prefix_of_several_devices(layout):
+    build, network, x = layout
+    weights = scramble(build("batch")).state_dict()
+    prefixed = {f"module.{name}": value for name, value in weights.items()}
+    assert torch.equal(outputs(network, weights, x), outputs(network, prefixed, x))
+
+
+def test_old_instance_norms_kept_statistics(layout):
+    "Before PyTorch 0.4, instance norms without weights saved running statistics that nobody used."
+    build, network, x = layout
+    official = scramble(build("instance"))
+    weights, old = official.state_dict(), official.state_dict()
+    for name, layer in official.named_modules():
+        if isinstance(layer, nn.InstanceNorm2d):
+            old[f"{name}.running_mean"] = torch.randn(layer.num_features)
+            old[f"{name}.running_var"] = torch.rand(layer.num_features)
+    assert len(old) > len(weights)
+    assert torch.equal(outputs(network, weights, x), outputs(network, old, x))
+
+
+def test_old_batch_norms_counted_nothing(layout):
+    build, network, x = layout
+    weights = scramble(build("batch")).state_dict()
+    old = {name: value for name, value in weights.items() if "num_batches" not in name}
+    assert len(old) < len(weights)
+    assert torch.equal(outputs(network, weights, x), outputs(network, old, x))
+
+
+def test_half_precision(layout):
+    build, network, x = layout
+    weights = {name: value.half() if value.is_floating_point() else value
+               for name, value in scramble(build("batch")).state_dict().items()}
+    loaded = network.from_official(weights)
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+
+
+def test_the_order_of_names_does_not_matter(layout):
+    build, network, x = layout
+    weights = scramble(build("instance")).state_dict()
+    backwards = dict(reversed(weights.items()))
+    assert torch.equal(outputs(network, weights, x), outputs(network, backwards, x))
+
+
+def assert_refused(network: type[nn.Module], weights: object, *words: str) -> None:
+    "An InputError of one sentence that holds these words."
+    with pytest.raises(InputError) as caught:
+        network.from_official(weights)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 300
+    for word in words:
+        assert word in message
+
+
+def test_every_missing_tensor_is_refused(layout):
+    build, network, _ = layout
+    weights = build("batch").state_dict()
+    for name in weights:
+        if "num_batches" not in name:
+            rest = {other: value for other, value in weights.items() if other != name}
+            assert_refused(network, rest)
+
+
+def test_every_tensor_of_another_shape_is_refused(layout):
+    build, network, _ = layout
+    weights = build("batch").state_dict()
+    for name, value in weights.items():
+        if value.ndim:
+            assert_refused(network, weights | {name: torch.zeros(*value.shape, 1)})
+
+
+def test_a_surplus_tensor_is_refused(layout):
+    build, network, _ = layout
+    weights = build("batch").state_dict()
+    assert_refused(network, weights | {"model.style.weight": torch.zeros(1)}, "model.style.weight")
+
+
+def test_other_networks_are_refused(layout):
+    build, network, _ = layout
+    for build_other, network_other, _ in LAYOUTS.values():
+        if network_other is not network:
+            assert_refused(network, build_other("batch").state_dict())
+
+
+@pytest.mark.parametrize("wrong", [{}, {"epoch": 3}, {"state_dict": {"a": torch.zeros(1)}}],
+                         ids=["empty", "numbers", "nested"])
+def test_what_is_no_state_dict_is_refused(layout, wrong: dict):
+    assert_refused(layout[1], wrong)
