@@ -11,7 +11,7 @@ __all__ = ['ON_RESUME', 'VERBS', 'UsageError', 'Parser', 'train_parser', 'add_de
            'pair_distances', 'means', 'protocol', 'write_text', 'models_parser', 'models', 'show_family', 'print_table',
            'datasets_parser', 'datasets', 'Finding', 'check_python', 'check_packages', 'check_pins',
            'installed_version', 'check_torch', 'check_cache', 'check_model', 'doctor_parser', 'doctor', 'Verb',
-           'plainly', 'overview', 'failure', 'run_verb', 'main', 'is_input_error']
+           'plainly', 'overview', 'failure', 'complaint', 'run_verb', 'main']
 
 # %% ../nbs/92_cli.ipynb #cbf40f78
 import argparse
@@ -171,11 +171,9 @@ def rehearse(model, examples) -> None:
     for _, terms in rehearsal.training_losses(batch, 0):
         sum(terms.values()).backward()
 
-# %% ../nbs/92_cli.ipynb #eda1ff1f
+# %% ../nbs/92_cli.ipynb #37b79a32
 def train(args: argparse.Namespace) -> int:
     "semsynth train."
-    from dataclasses import asdict
-
     import torch
 
     from semsynth import configs, training
@@ -198,15 +196,19 @@ def train(args: argparse.Namespace) -> int:
     if is_first_process():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yaml", config.to_yaml())
-        print(f"{config.model['name']} on {len(dataset)} images of {dataset.name}, {options.num_steps} steps, {where(devices)} -> {run_dir}")
+        what = f"{config.model['name']} on {len(dataset)} images of {dataset.name}"
+        print(f"{what}, {options.num_steps} steps, {where(devices)}, into {run_dir}")
 
-    record = configs.run_record(config, dataset.label_space, {"commit": commit()})
-    run = training.fit(model, data, config.optim, options, run_dir, config=record, resume=resume, devices=devices)
+    facts = {"version": importlib.metadata.version("semsynth"), "commit": commit()}
+    record = configs.run_record(config, dataset.label_space, facts)
+    run = training.fit(
+        model, data, config.optim, options, run_dir, config=record, resume=resume, devices=devices
+    )
     if run.finished and is_first_process():
         print(f"Done. Next: semsynth evaluate {run_dir} --out {run_dir / 'evaluation'}")
     return 0 if run.finished else 130
 
-# %% ../nbs/92_cli.ipynb #b2edc626
+# %% ../nbs/92_cli.ipynb #ceefc70f
 def planned_run_dir(config) -> str:
     "One name for all processes of a run: Lightning starts the others with the same words and this environment."
     if "SEMSYNTH_RUN_DIR" not in os.environ or is_first_process():
@@ -228,15 +230,17 @@ def where(devices) -> str:
 
 
 def commit() -> str:
-    "The commit of this checkout, or the version where semsynth was installed."
+    "The commit of this checkout; empty where semsynth was installed from a package."
     import subprocess
 
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():  # else git would describe whatever project lies around it
+        return ""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        return answer.stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return f"semsynth {importlib.metadata.version('semsynth')}"
+        return ""
 
 # %% ../nbs/92_cli.ipynb #580b94dc
 def option_name(name: str) -> str:
@@ -406,7 +410,7 @@ def write_png(image, path: Path) -> None:
     image.save(unfinished, format="PNG")
     os.replace(unfinished, path)
 
-# %% ../nbs/92_cli.ipynb #84aced50
+# %% ../nbs/92_cli.ipynb #6edec1df
 def evaluate_parser() -> Parser:
     "The options of `semsynth evaluate` that every family has."
     parser = Parser(
@@ -420,7 +424,7 @@ def evaluate_parser() -> Parser:
     parser.add_argument("--dataset", metavar="NAME", help="default: the one it was trained on")
     parser.add_argument("--data-root", metavar="DIR", help="where the dataset's files are")
     parser.add_argument("--split", default="test", metavar="NAME", help="train, val or test (default: test)")
-    parser.add_argument("--num-images", type=int, metavar="N", help="only the first N (default: all)")
+    parser.add_argument("--num-images", type=int, metavar="N", help="only the first N (default: all; 100 of synthetic)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
     parser.add_argument(
         "--lpips", nargs="?", const="", metavar="FILE", help="also LPIPS; its AlexNet from FILE, or fetched once"
@@ -428,13 +432,15 @@ def evaluate_parser() -> Parser:
     add_sampling_basics(parser)
     return parser
 
-# %% ../nbs/92_cli.ipynb #f66cc565
+# %% ../nbs/92_cli.ipynb #363a1c20
 def evaluation_data(args: argparse.Namespace, weights):
     "The dataset to measure on; its classes must be those that the model knows."
-    from semsynth.configs import build_dataset, with_dataset
+    from semsynth.configs import build_dataset, data_settings, with_dataset
     from semsynth.labels import InputError
 
     config = with_dataset(weights.config, args.dataset, args.data_root)
+    if "num_images" in data_settings(config.data["name"]):  # as many as one likes, so say how many
+        config.data["num_images"] = args.num_images or 100
     dataset = build_dataset(config, args.split)
     if dataset.label_space.names != weights.label_space.names:
         raise InputError(
@@ -442,9 +448,8 @@ def evaluation_data(args: argparse.Namespace, weights):
             f"{dataset.name} has the {dataset.label_space.num_classes} of {dataset.label_space.name}: "
             "evaluate it on a dataset with the same classes"
         )
-    if args.num_images is not None:
-        if not 1 <= args.num_images <= len(dataset):
-            raise InputError(f"--num-images is {args.num_images}, but {args.split} has {len(dataset)} images")
+    if args.num_images is not None and not 1 <= args.num_images <= len(dataset):
+        raise InputError(f"--num-images is {args.num_images}, but {args.split} has {len(dataset)} images")
     return dataset
 
 # %% ../nbs/92_cli.ipynb #a8661b7f
@@ -478,7 +483,7 @@ def drawn_rows(
             done += 1
             show_progress(done, count, "Evaluating")
 
-# %% ../nbs/92_cli.ipynb #aca39440
+# %% ../nbs/92_cli.ipynb #90bf05a4
 def evaluate(args: argparse.Namespace) -> None:
     "semsynth evaluate."
     import torch
@@ -515,7 +520,7 @@ def evaluate(args: argparse.Namespace) -> None:
         "source": str(args.source),
         "model": weights.config.model,
         "run": weights.facts,
-        "protocol": protocol(args, dataset, count, size, device),
+        "protocol": protocol(args, weights, dataset, count, size, device),
         "scores": means(scores),
         "images": scores,
     }
@@ -524,7 +529,7 @@ def evaluate(args: argparse.Namespace) -> None:
         print(f"{name:8s} {value:.4f}")
     print(out / "report.json", out / "gallery.html", sep="\n")
 
-# %% ../nbs/92_cli.ipynb #6fc7cf57
+# %% ../nbs/92_cli.ipynb #43f72425
 def pair_distances(
     lpips_file: str | None,  # None: LPIPS only if its AlexNet is here already; "": fetch it
     device,
@@ -548,7 +553,9 @@ def means(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: sum(row[name] for row in scores) / len(scores) for name in names}
 
 
-def protocol(args: argparse.Namespace, dataset, count: int, size: tuple[int, int], device) -> dict[str, Any]:
+def protocol(
+    args: argparse.Namespace, weights, dataset, count: int, size: tuple[int, int], device
+) -> dict[str, Any]:
     "How the numbers were made: two reports may be compared where these agree."
     return {
         "dataset": dataset.name,
@@ -560,7 +567,7 @@ def protocol(args: argparse.Namespace, dataset, count: int, size: tuple[int, int
         "range": "8-bit, as a PNG holds it",
         "sampler_options": args.options,
         "seed": args.seed,
-        "weights": "EMA where the run keeps one",
+        "weights": "averaged (EMA)" if weights.config.train.get("ema_decay") else "last",
         "device": device.type,
         "semsynth": importlib.metadata.version("semsynth"),
     }
@@ -827,7 +834,28 @@ def failure(
     remedy = remedies.get(error.errno, "check the path")
     return f"the file system refuses{place} ({error.strerror or error}): {remedy}"
 
-# %% ../nbs/92_cli.ipynb #8363f93f
+# %% ../nbs/92_cli.ipynb #4e346522
+def complaint(
+    error: Exception,  # That ended a verb
+) -> str | None:
+    "One sentence about what a person gave; None: the program itself is at fault."
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, OSError):
+        return failure(error)
+    import torch  # which --help does not need
+
+    from semsynth.labels import InputError
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is too small: try a smaller train.batch_size or data.resolution"
+    if not isinstance(error, InputError):
+        return None
+    # A process that reads images wraps the message into its traceback; the last line is the message.
+    last = str(error).strip().splitlines()[-1] if "Original Traceback" in str(error) else str(error)
+    return " ".join(last.removeprefix(f"{InputError.__module__}.InputError: ").split())
+
+# %% ../nbs/92_cli.ipynb #ad6abdfc
 def run_verb(words: Sequence[str]) -> int:
     "Reads the command line and does what it says."
     if not words or words[0] in ("-h", "--help"):
@@ -853,20 +881,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # argparse, after --help
         return int(end.code or 0)
     except KeyboardInterrupt:
+        print("semsynth: stopped", file=sys.stderr)
         return 130
-    except (UsageError, OSError, ValueError) as error:
-        if debug or not is_input_error(error):
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UsageError, OSError, RuntimeError, ValueError) as error:
+        sentence = complaint(error)
+        if debug or sentence is None:
             raise
-        sentence = failure(error) if isinstance(error, OSError) else str(error)
-        print(f"semsynth: {' '.join(sentence.split())}", file=sys.stderr)
+        print(f"semsynth: {sentence}", file=sys.stderr)
         return 2
-
-
-def is_input_error(error: Exception) -> bool:
-    "Whether it is about what a person gave, and not a mistake in the program."
-    from semsynth.labels import InputError  # imports torch, which --help does not need
-
-    return isinstance(error, UsageError | OSError | InputError)
 
 # %% ../nbs/92_cli.ipynb #6de733c9
 if __name__ == "__main__":

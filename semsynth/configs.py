@@ -11,7 +11,7 @@ __all__ = ['MODELS', 'DATASETS', 'CHOICES', 'CONFIGS', 'WEIGHTS', 'Family', 'nea
            'write_card', 'load_weights', 'filled', 'read_torch_file', 'shipped_weights', 'load', 'run_record',
            'read_run', 'load_run', 'load_source', 'sampling_method', 'sampling_options']
 
-# %% ../nbs/91_configs.ipynb #d7213709
+# %% ../nbs/91_configs.ipynb #519ddf90
 import inspect
 import json
 import math
@@ -42,6 +42,7 @@ from semsynth.datasets import (
     Facades,
     Folder,
     Resize,
+    SyntheticFacades,
     as_size,
 )
 from .labels import LABEL_SPACES, InputError, LabelSpace
@@ -62,8 +63,9 @@ MODELS = {
     "pix2pix": Family(pix2pix, PIX2PIX_PRESETS),
 }
 
-# %% ../nbs/91_configs.ipynb #962de05f
+# %% ../nbs/91_configs.ipynb #9ad9e46e
 DATASETS = {
+    "synthetic": SyntheticFacades,
     "facades": Facades,
     "cityscapes": Cityscapes,
     "camvid": CamVid,
@@ -197,7 +199,7 @@ def argument_comments(
             comments.setdefault(names[token.start[0]], token.string.lstrip("# "))
     return {name: comments[name] for name in signature(function).parameters if name in comments}
 
-# %% ../nbs/91_configs.ipynb #3105458e
+# %% ../nbs/91_configs.ipynb #19b2d167
 @dataclass(frozen=True)
 class Config:
     "A run in four parts; each is a plain dictionary, as YAML gives it."
@@ -208,8 +210,11 @@ class Config:
     train: dict[str, Any]             # `TrainOptions`
 
     def to_yaml(self) -> str:
-        "The config as text."
-        return yaml.safe_dump(asdict(self), sort_keys=False, default_flow_style=None)
+        "The config as text, one setting a line."
+        lines = []
+        for section, values in asdict(self).items():
+            lines += [f"{section}:", *(f"  {key}: {as_yaml(value)}" for key, value in values.items())]
+        return "\n".join(lines) + "\n"
 
 # %% ../nbs/91_configs.ipynb #d42c1558
 def data_settings(
@@ -381,19 +386,22 @@ def find_config(
     content = read_yaml(shipped.get(f"{model}-{dataset}") or shipped[model])
     return checked(override(asdict(with_dataset(checked(content), dataset)), overrides))
 
-# %% ../nbs/91_configs.ipynb #225a6965
+# %% ../nbs/91_configs.ipynb #7958f0cd
 def resolved(
     config: Config,  # As read
 ) -> Config:
     "The same with each default and each preset written out: a later default changes nothing."
     family = MODELS[config.model["name"]]
     preset = family.presets.get(config.model.get("preset"), {})
-    sections = {
-        "data": _defaults(data_settings(config.data["name"])) | config.data,
-        "model": _defaults(model_settings(config.model["name"])) | dict(preset) | config.model,
-        "train": _defaults(train_settings()) | config.train,
-    }
-    return replace(config, **sections)
+    names = {"name": config.model["name"], "preset": config.model.get("preset")}
+    data = {"name": config.data["name"]} | _defaults(data_settings(config.data["name"]))
+    model = names | _defaults(model_settings(config.model["name"])) | dict(preset)
+    return replace(
+        config,
+        data=data | config.data,
+        model=model | config.model,
+        train=_defaults(train_settings()) | config.train,
+    )
 
 
 def _defaults(known: Mapping[str, Parameter]) -> dict[str, Any]:
