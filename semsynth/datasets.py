@@ -99,7 +99,7 @@ def to_sample(
         raise InputError(f"{source} is {width} x {height} pixels, but its label map is {columns} x {rows}")
     return Batch(pixels / 127.5 - 1, label_map, instance_map)
 
-# %% ../nbs/01_datasets.ipynb #9677e679
+# %% ../nbs/01_datasets.ipynb #6367c57f
 SPLITS = ("train", "val", "test")
 
 
@@ -138,7 +138,7 @@ class SyntheticFacades(SemanticDataset):
         layout, (label_map, instance_map) = self.layout(index)
         rng = np.random.default_rng((LOOK, SPLITS.index(self.split), index, look))
         pixels = paint(layout, Look.draw(rng), rng)
-        return to_sample(torch.from_numpy(pixels).permute(2, 0, 1), label_map, instance_map, f"synthetic {index}")
+        return to_sample(torch.from_numpy(pixels), label_map, instance_map, f"synthetic {index}")
 
     def layout(self, index: int) -> tuple[Layout, tuple[Tensor, Tensor]]:
         "The house and its two maps; neither depends on the look."
