@@ -295,9 +295,9 @@ def find_exercise(
         raise InputError(f'there is no exercise "{key}"; the nearest is "{chapter}.{near}"')
     return exercises[name]
 
-# %% ../nbs/06_exercises.ipynb #9e884493
+# %% ../nbs/06_exercises.ipynb #ed1c184a
 def check(
-    key: str,        # "chapter.exercise", as in `check("pix2pix.receptive_field", answer)`
+    key: str,        # "chapter.exercise"
     answer: object,  # A value or a function; None: not answered yet
 ) -> Verdict:
     "Judges an answer at once and offline."
