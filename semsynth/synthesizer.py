@@ -116,14 +116,14 @@ def training_loop(
             log |= {f"{name}/{term}": value.item() for term, value in terms.items()}
         yield log
 
-# %% ../nbs/03_synthesizer.ipynb #a7479a85
+# %% ../nbs/03_synthesizer.ipynb #7ab7134c
 class History:
     "A plain record of training: one row a log, read by column; widgets and plots only look at it."
 
-    def __init__(self, rows: Iterable[Mapping[str, float]] = ()):
+    def __init__(self, rows: Iterable[Mapping[str, float | int]] = ()):
         self.rows = [dict(row) for row in rows]
 
-    def append(self, log: Mapping[str, float]) -> None:
+    def append(self, log: Mapping[str, float | int]) -> None:
         "Adds one row; a term that is not in it counts as not measured."
         self.rows.append(dict(log))
 
@@ -132,7 +132,7 @@ class History:
         "All names, in the order in which they first appeared."
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
-    def __getitem__(self, name: str) -> list[float]:
+    def __getitem__(self, name: str) -> list[float | int]:
         return [row.get(name, math.nan) for row in self.rows]
 
     def __len__(self) -> int:
