@@ -223,7 +223,7 @@ class Mistake(NamedTuple):
     sentence: str                                  # What went wrong, without the right answer
     found: Callable[[object], bool] | None = None  # Recognises its kind; None: what equals it
 
-# %% ../nbs/06_exercises.ipynb #23635176
+# %% ../nbs/06_exercises.ipynb #600b03d7
 @dataclass(frozen=True, eq=False)
 class Exercise:
     "A question, what answers it, and the usual wrong answers."
@@ -249,7 +249,7 @@ class Exercise:
             return self.holds(answer)
         return difference(answer, self.expected, self.digits, self.cases)
 
-    def is_mistake(self, answer: object, mistake: Mistake) -> bool:
+    def shows(self, answer: object, mistake: Mistake) -> bool:
         "Whether the answer shows this mistake."
         if mistake.found:
             return mistake.found(answer)
@@ -265,7 +265,7 @@ class Exercise:
             sentence = self.sentence(answer)
             if sentence is None:
                 return Verdict(True, self.remark)
-            named = [each.sentence for each in self.mistakes if self.is_mistake(answer, each)]
+            named = [each.sentence for each in self.mistakes if self.shows(answer, each)]
         except (Unanswered, NotImplementedError):
             return Verdict(False, self.question, answered=False)
         except Exception as error:  # A learner's object may fail in any way there is.

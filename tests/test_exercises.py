@@ -14,7 +14,7 @@ from semsynth.exercises import Exercise, Mistake, chapters, check, difference
 from semsynth.labels import InputError
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "nbs"
-ASKED = re.compile(r"""\bcheck\(\s*["']([\w.]+)["']""")
+ASKED = re.compile(r"""\bcheck\(\s*["'](\w+\.\w+)["']""")
 
 
 def code_cells(notebook: Path) -> list[str]:
