@@ -1,0 +1,1 @@
+"Measurements of this machine, as tables: `python -m benchmarks`. Nothing here is a test."

@@ -1,0 +1,36 @@
+"""Prints tables of what this machine needs, with what it is:
+
+    python -m benchmarks                    imports, reading, steps
+    python -m benchmarks lessons            seconds of every notebook in test mode
+    python -m benchmarks reading_time       seconds of every notebook as a reader runs it (long)
+"""
+import sys
+from collections.abc import Callable
+
+from . import imports, lessons, reading, steps
+from .rows import Row, circumstances, table
+
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
+    "imports": imports.measure,
+    "reading": reading.measure,
+    "steps": steps.measure,
+    "lessons": lambda: lessons.measure(in_test=True),
+    "reading_time": lambda: lessons.measure(in_test=False),
+}
+USUAL = ["imports", "reading", "steps"]
+
+
+def main(names: list[str]) -> int:
+    "Runs the named benchmarks and prints one table."
+    unknown = sorted(set(names) - set(BENCHMARKS))
+    if unknown:
+        known = ", ".join(BENCHMARKS)
+        print(f"there is no benchmark {unknown[0]!r}; there are {known}", file=sys.stderr)
+        return 2
+    rows = [row for name in names or USUAL for row in BENCHMARKS[name]()]
+    print(f"{circumstances()}\n\n{table(rows)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
