@@ -285,21 +285,22 @@ def read_sampling_options(
             values[name] = read_value(parse_value(text, option), parameter, option)
     return values
 
-# %% ../nbs/92_cli.ipynb #f05a3ee6
+# %% ../nbs/92_cli.ipynb #e6b65595
 def parse_for_family(
     parser: Parser,        # Of the verb; its first argument is `source`
     words: Sequence[str],  # What follows the verb
 ) -> argparse.Namespace:
     "Looks at RUN_OR_WEIGHTS first, since the family found there decides which further options exist."
-    options = {}
+    weights, options = None, {}
     if words and not words[0].startswith("-"):
         from semsynth.configs import argument_comments, load_source, sampling_method, sampling_options
 
-        config = load_source(words[0]).config
-        options = sampling_options(config)
-        add_sampling_options(parser, options, argument_comments(sampling_method(config)))
+        weights = load_source(words[0])
+        options = sampling_options(weights.config)
+        comments = argument_comments(sampling_method(weights.config))
+        add_sampling_options(parser, options, comments)
     args = parser.parse_intermixed_args(words)
-    args.options = read_sampling_options(args, options)
+    args.weights, args.options = weights, read_sampling_options(args, options)
     return args
 
 # %% ../nbs/92_cli.ipynb #1357ab84
@@ -357,13 +358,13 @@ def planned_files(
         raise InputError(f"{there[0]} is there already: choose another folder with -o, or give --overwrite")
     return plan
 
-# %% ../nbs/92_cli.ipynb #0a8cdd9b
+# %% ../nbs/92_cli.ipynb #4cfb4235
 def sample(args: argparse.Namespace) -> None:
     "semsynth sample."
     import torch
     from PIL import Image as PILImage
 
-    from semsynth.configs import load_source, trained_resolution
+    from semsynth.configs import trained_resolution
     from semsynth.labels import InputError, read_instance_map, read_label_map, resize_label_map
     from semsynth.plots import to_uint8
 
@@ -373,8 +374,7 @@ def sample(args: argparse.Namespace) -> None:
         raise InputError(
             f"--instances names {len(args.instances)} files for {len(args.labels)} label maps: give one for each"
         )
-    plan = planned_files(args)
-    weights = load_source(args.source)
+    plan, weights = planned_files(args), args.weights
     size = read_resolution(args.resolution) if args.resolution else trained_resolution(weights.config)
     device = torch.device("cuda" if choose_gpus(args.gpus) else "cpu")
     model = weights.model.to(device)
@@ -483,12 +483,12 @@ def drawn_rows(
             done += 1
             show_progress(done, count, "Evaluating")
 
-# %% ../nbs/92_cli.ipynb #90bf05a4
+# %% ../nbs/92_cli.ipynb #63beee4b
 def evaluate(args: argparse.Namespace) -> None:
     "semsynth evaluate."
     import torch
 
-    from semsynth.configs import load_source, trained_resolution
+    from semsynth.configs import trained_resolution
     from semsynth.datasets import Resize, evaluation_batches
     from semsynth.labels import InputError
     from semsynth.plots import write_gallery
@@ -496,7 +496,7 @@ def evaluate(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if (out / "report.json").exists() and not args.overwrite:
         raise InputError(f"{out / 'report.json'} is there already: choose another folder with --out, or give --overwrite")
-    weights = load_source(args.source)
+    weights = args.weights
     dataset = evaluation_data(args, weights)
     size = read_resolution(args.resolution) if args.resolution else trained_resolution(weights.config)
     device = torch.device("cuda" if choose_gpus(args.gpus) else "cpu")

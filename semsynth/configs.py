@@ -248,14 +248,15 @@ def chosen(
         raise InputError(f"there is no {kind} {name!r}: {nearest(name, known)}")
     return known[name]
 
-# %% ../nbs/91_configs.ipynb #d46b7adb
+# %% ../nbs/91_configs.ipynb #818d4fbb
 def as_yaml(value: Any) -> str:
     "A value as YAML and the command line write it; an object by its name."
     for known in CHOICES.values():
         for name, choice in known.items():
             if choice is value:
                 return name
-    text = yaml.safe_dump(list(value) if type(value) is tuple else value, default_flow_style=True)
+    plain = list(value) if type(value) is tuple else value
+    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
 
 # %% ../nbs/91_configs.ipynb #1a1929b0
@@ -462,7 +463,7 @@ def trained_resolution(config: Config) -> tuple[int, int]:
     "(height, width) of the images that the model is trained on."
     return as_size(_arguments(config.data, settings(Augment))["resolution"])
 
-# %% ../nbs/91_configs.ipynb #3ba461d4
+# %% ../nbs/91_configs.ipynb #486bdd7e
 def build_model(
     config: Config,
     num_classes: int,  # Of the dataset's label space
@@ -471,7 +472,11 @@ def build_model(
     family = chosen(config.model["name"], MODELS, "model")
     preset = family.presets.get(config.model.get("preset"), {})
     known = settings(family.builder, "num_classes")
-    return family.builder(num_classes, **(dict(preset) | _arguments(config.model, known)))
+    model = family.builder(num_classes, **(dict(preset) | _arguments(config.model, known)))
+    empty = [name for name, weight in model.named_parameters() if weight.numel() == 0]
+    if empty:
+        raise InputError(f"model: {empty[0]} is left without channels; every size must be at least 1")
+    return model
 
 # %% ../nbs/91_configs.ipynb #975b41e2
 class Weights(NamedTuple):
