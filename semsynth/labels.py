@@ -10,7 +10,7 @@ __all__ = ['Image', 'LabelMap', 'InstanceMap', 'EdgeMap', 'Semantics', 'Latents'
            'to_colours', 'from_colours', 'pack_colours', 'describe_foreign_colour', 'recover_label_map',
            'nearest_classes', 'in_large_components', 'fill_from_nearest', 'perceived', 'colour_distances',
            'palette_clearance', 'safe_palette', 'open_image', 'check_image_header', 'read_label_map', 'as_tensor',
-           'holds_palette_colours', 'indices_agree', 'read_instance_map', 'write_label_map', 'onehot', 'edge_map',
+           'holds_palette_colours', 'indices_agree', 'write_label_map', 'read_instance_map', 'onehot', 'edge_map',
            'semantics', 'null_label_map', 'resize_label_map']
 
 # %% ../nbs/00_labels.ipynb #d8671828
@@ -38,9 +38,11 @@ Scalar = Float[Tensor, ""]
 
 IGNORE_INDEX = 255  # the void id of Cityscapes, ADE20K and COCO-Stuff, and PyTorch's `ignore_index`
 
-# %% ../nbs/00_labels.ipynb #e290a7e0
+# %% ../nbs/00_labels.ipynb #223f4f65
 class Batch(NamedTuple):
-    "What every dataset gives, one sample or many. A NamedTuple: collate, pinned memory and Lightning keep the type."
+    "What every dataset gives, one sample or many."
+
+    # A NamedTuple, so that collate, pinned memory and Lightning keep the type.
 
     image: Image
     label_map: LabelMap
@@ -50,7 +52,7 @@ class Batch(NamedTuple):
 class InputError(ValueError):
     "Something that a person gave does not fit: the message says what, where, and what would work."
 
-# %% ../nbs/00_labels.ipynb #31e1cf07
+# %% ../nbs/00_labels.ipynb #d52475f5
 @dataclass(frozen=True)
 class LabelSpace:
     "The classes of a dataset: their names, their colours, and their numbers in its files."
@@ -58,9 +60,9 @@ class LabelSpace:
     name: str
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]  # RGB in [0, 255], one colour a class
-    file_ids: tuple[int, ...] | None = None    # id of each class in the files; None: the class id itself
+    file_ids: tuple[int, ...] | None = None    # id of each class in the files; None: the class id
     void_ids: tuple[int, ...] = ()             # further ids in the files that mean "without label"
-    void_colour: tuple[int, int, int] = (0, 0, 0)
+    void_colour: tuple[int, int, int] = (0, 0, 0)  # paints what has no label
 
     def __post_init__(self):
         check_label_space(self)
@@ -93,7 +95,7 @@ class LabelSpace:
         table[: self.num_classes] = self.file_ids or range(self.num_classes)
         return table[label_map.cpu().numpy()]
 
-# %% ../nbs/00_labels.ipynb #7e1bf4b0
+# %% ../nbs/00_labels.ipynb #40f6c81f
 def check_label_space(space: LabelSpace) -> None:
     "Refuses a label space in which two classes could not be told apart, or a class would be void."
     numbers = space.file_ids or tuple(range(len(space.names)))
@@ -104,18 +106,24 @@ def check_label_space(space: LabelSpace) -> None:
             f"{len(numbers)} file ids; there must be one of each for every class"
         )
     if not 1 <= len(space.names) <= IGNORE_INDEX:
-        raise InputError(f"{space.name} has {len(space.names)} classes; 1 to {IGNORE_INDEX} are possible")
+        raise InputError(
+            f"{space.name} has {len(space.names)} classes; 1 to {IGNORE_INDEX} are possible"
+        )
     for what, values in (("class name", space.names), ("file id", (*numbers, *space.void_ids))):
         twice = [value for value in dict.fromkeys(values) if values.count(value) > 1]
         if twice:
-            raise InputError(f"{space.name} uses the {what} {twice[0]!r} twice; give every class its own")
+            raise InputError(
+                f"{space.name} uses the {what} {twice[0]!r} twice; give every class its own"
+            )
     wrong = [c for c in colours if len(c) != 3 or min(c) < 0 or max(c) > 255]
     if wrong:
-        raise InputError(f"{space.name} has the colour {wrong[0]}; a colour is three numbers in 0 to 255")
+        raise InputError(
+            f"{space.name} has the colour {wrong[0]}; a colour is three numbers in 0 to 255"
+        )
     if any(number not in range(256) for number in (*numbers, *space.void_ids)):
         raise InputError(f"{space.name} has file ids beyond 0 to 255, which no 8-bit PNG can hold")
 
-# %% ../nbs/00_labels.ipynb #0a32c491
+# %% ../nbs/00_labels.ipynb #cbd4868d
 def check_class_ids(
     label_map: Int64[Tensor, "*shape"],  # Class ids, or `IGNORE_INDEX`
     num_classes: int,                    # Classes of the label space
@@ -127,8 +135,8 @@ def check_class_ids(
         first = int(label_map[wrong][0])
         pixels = int((label_map == first).sum())
         raise InputError(
-            f"{source} holds id {first} ({count(pixels, 'pixel')}), but num_classes is {num_classes}: "
-            f"ids go from 0 to {num_classes - 1}, and {IGNORE_INDEX} means without label"
+            f"{source} holds id {first} ({count(pixels, 'pixel')}), but num_classes is {num_classes}"
+            f": ids go from 0 to {num_classes - 1}, and {IGNORE_INDEX} means without label"
         )
 
 # %% ../nbs/00_labels.ipynb #38712d5b
@@ -136,22 +144,29 @@ def count(number: int, noun: str) -> str:
     "`1 pixel`, `2,048 pixels`."
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
-# %% ../nbs/00_labels.ipynb #72f016c1
-def decode_ids(space: LabelSpace, file_ids: np.ndarray, source: str) -> Int64[Tensor, "height width"]:
+# %% ../nbs/00_labels.ipynb #0a85945b
+def decode_ids(
+    space: LabelSpace,     # Gives the numbers of the classes and of void
+    file_ids: np.ndarray,  # Whole numbers as they stand in a file
+    source: str,           # What to call it in an error
+) -> Int64[Tensor, "height width"]:
     "Looks every file id up in a table; see `LabelSpace.decode`."
     numbers = space.file_ids or tuple(range(space.num_classes))
     table = np.full(65_536, -1, np.int64)
     table[[*space.void_ids, IGNORE_INDEX]] = IGNORE_INDEX
     table[list(numbers)] = range(space.num_classes)
 
-    outside = (file_ids < 0) | (file_ids > 65_535)
-    label_map = np.where(outside, -1, table[np.where(outside, 0, file_ids)])
+    if file_ids.dtype == np.uint8:
+        label_map = table[file_ids]
+    else:
+        outside = (file_ids < 0) | (file_ids > 65_535)
+        label_map = np.where(outside, -1, table[np.where(outside, 0, file_ids)])
     if label_map.min(initial=0) < 0:
         ids, pixels = np.unique(file_ids[label_map < 0], return_counts=True)
         worst = int(ids[pixels.argmax()])
         raise InputError(
-            f"{source} holds id {worst} ({count(int(pixels.max()), 'pixel')}), which is no class of "
-            f"{space.name}; its {space.num_classes} classes are {describe_ids(space)}"
+            f"{source} holds id {worst} ({count(int(pixels.max()), 'pixel')}), which is no class "
+            f"of {space.name}; its {space.num_classes} classes are {describe_ids(space)}"
         )
     return torch.from_numpy(label_map)
 
@@ -163,13 +178,14 @@ def describe_ids(space: LabelSpace) -> str:
     void = ", ".join(map(str, space.void_ids))
     return ", ".join(known) + (f"; void is {void}" if void else "")
 
-# %% ../nbs/00_labels.ipynb #0f1ea551
+# %% ../nbs/00_labels.ipynb #f3c240ac
 FACADES = LabelSpace(
     name="facades",
-    names=("background", "facade", "window", "door", "cornice", "sill", "balcony", "blind", "deco",
-           "molding", "pillar", "shop"),
-    palette=((0, 0, 222), (0, 48, 255), (2, 127, 255), (2, 207, 255), (35, 253, 226), (113, 252, 148),
-             (192, 255, 63), (252, 240, 8), (255, 159, 3), (253, 80, 1), (248, 2, 3), (174, 0, 1)),
+    names=("background", "facade", "window", "door", "cornice", "sill",
+           "balcony", "blind", "deco", "molding", "pillar", "shop"),
+    palette=((0, 0, 222), (0, 48, 255), (2, 127, 255), (2, 207, 255), (35, 253, 226),
+             (113, 252, 148), (192, 255, 63), (252, 240, 8), (255, 159, 3), (253, 80, 1),
+             (248, 2, 3), (174, 0, 1)),
 )
 FACADES_BASE = replace(  # CMP's own PNG files count from 1
     FACADES, name="facades_base", file_ids=tuple(range(1, 13)), void_ids=(0,)
@@ -230,13 +246,14 @@ CITYSCAPES = LabelSpace(
     void_ids=tuple(i for i, row in enumerate(CITYSCAPES_TABLE) if not row[2]),
 )
 
-# %% ../nbs/00_labels.ipynb #22311ae2
+# %% ../nbs/00_labels.ipynb #19a361dc
 CAMVID = LabelSpace(
     name="camvid",
-    names=("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
-           "bicyclist"),
+    names=("sky", "building", "pole", "road", "pavement", "tree",
+           "sign", "fence", "car", "pedestrian", "bicyclist"),
     palette=((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222),
-             (128, 128, 0), (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
+             (128, 128, 0), (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0),
+             (0, 128, 192)),
     void_ids=(11,),
 )
 LABEL_SPACES = {space.name: space for space in (FACADES, CITYSCAPES, CITYSCAPES_35, CAMVID)}
@@ -252,17 +269,17 @@ def to_colours(
     table[: space.num_classes] = torch.tensor(space.palette, dtype=torch.uint8)
     return table.to(label_map.device)[label_map].permute(0, 3, 1, 2).contiguous()
 
-# %% ../nbs/00_labels.ipynb #58d5f74c
+# %% ../nbs/00_labels.ipynb #52f3375e
 def from_colours(
     rgb: UInt8[Tensor, "3 height width"],  # Palette colours, exactly
-    space: LabelSpace,                     # Gives the palette; of equal colours the first class counts
+    space: LabelSpace,                     # Gives the palette; the first of equal colours counts
     source: str = "label map",             # What to call it in an error, usually the path
 ) -> Int64[Tensor, "height width"]:
     "The inverse of `to_colours`; a colour of no class is an `InputError`."
     packed = pack_colours(rgb.movedim(0, -1).cpu().numpy())
-    known = {pack_colours(np.array(space.void_colour)).item(): IGNORE_INDEX}
-    for class_id in reversed(range(space.num_classes)):
-        known[pack_colours(np.array(space.palette[class_id])).item()] = class_id
+    palette = pack_colours(np.array([space.void_colour, *space.palette])).tolist()
+    known = {palette[0]: IGNORE_INDEX}
+    known |= dict(zip(palette[:0:-1], reversed(range(space.num_classes)), strict=True))
     codes = np.array(sorted(known))
     place = np.searchsorted(codes, packed).clip(max=len(codes) - 1)
 
@@ -271,7 +288,7 @@ def from_colours(
         raise InputError(describe_foreign_colour(packed[foreign], space, source))
     return torch.from_numpy(np.array([known[code] for code in codes])[place])
 
-# %% ../nbs/00_labels.ipynb #31c1a709
+# %% ../nbs/00_labels.ipynb #5e207d34
 def pack_colours(rgb: np.ndarray) -> np.ndarray:
     "One whole number a colour, 0xRRGGBB, so that colours can be sorted and counted."
     red, green, blue = np.moveaxis(rgb.astype(np.int64), -1, 0)
@@ -288,15 +305,15 @@ def describe_foreign_colour(packed: np.ndarray, space: LabelSpace, source: str) 
     return (
         f"{source} holds the colour {colour} in {count(int(pixels.max()), 'pixel')}{others}; "
         f"that is no class of {space.name} (the nearest is {space.names[nearest]}, "
-        f"{space.palette[nearest]}): paint in exact palette colours and save as PNG without smoothing"
+        f"{space.palette[nearest]}): paint in exact palette colours and save as PNG unsmoothed"
     )
 
-# %% ../nbs/00_labels.ipynb #16d504b8
+# %% ../nbs/00_labels.ipynb #8a7699fc
 def recover_label_map(
     rgb: UInt8[Tensor, "3 height width"],  # Palette colours after a JPEG
     space: LabelSpace,                     # Gives the palette
 ) -> tuple[Int64[Tensor, "height width"], float]:
-    "The label map beneath blurred colours, and the fraction of pixels whose colour alone did not tell."
+    "The label map beneath blurred colours, and the fraction that colour alone did not tell."
     nearest, sure = nearest_classes(rgb.movedim(0, -1).cpu().numpy(), space)
     seeds = in_large_components(nearest, sure, least=4)
     if not seeds.any():
@@ -308,8 +325,8 @@ def recover_label_map(
         grown = fill_from_nearest(grown, large)
     return torch.from_numpy(grown), 1 - float(sure.mean())
 
-# %% ../nbs/00_labels.ipynb #f5101d06
-# JFIF's YCbCr, with chroma weighed 0.3: a JPEG stores it at half the resolution, so it bleeds across edges.
+# %% ../nbs/00_labels.ipynb #bd7a948c
+# JFIF's YCbCr, with chroma weighed 0.3: stored at half the resolution, it bleeds across edges.
 TO_LUMA_CHROMA = np.array([
     [0.299, 0.587, 0.114],
     [-0.168736 * 0.3, -0.331264 * 0.3, 0.5 * 0.3],
@@ -324,16 +341,20 @@ def nearest_classes(
     clearance: float = 4.0,   # … and this much farther from the next one
 ) -> tuple[np.ndarray, np.ndarray]:
     "The class with the nearest colour, and where that is beyond doubt."
-    colours = rgb.reshape(-1, 3).astype(np.float32) @ TO_LUMA_CHROMA.T
+    colours = TO_LUMA_CHROMA @ rgb.reshape(-1, 3).T.astype(np.float32)
     palette = np.array(space.palette, np.float32) @ TO_LUMA_CHROMA.T
-    distances = np.stack([np.sqrt(np.square(colours - colour).sum(axis=1)) for colour in palette])
-    nearest = distances.argmin(axis=0)
-    first = distances.min(axis=0)
-    np.put_along_axis(distances, nearest[None], np.inf, axis=0)
-    sure = (first < near) & (distances.min(axis=0) - first > clearance)
+    squares = np.square(palette).sum(axis=1)[:, None] - 2 * (palette @ colours)
+    squares += np.square(colours).sum(axis=0)
+
+    nearest = squares.argmin(axis=0)
+    pixels = np.arange(len(nearest))
+    first = np.sqrt(squares[nearest, pixels].clip(0))
+    squares[nearest, pixels] = np.inf
+    second = np.sqrt(squares.min(axis=0).clip(0))
+    sure = (first < near) & (second - first > clearance)
     return nearest.reshape(rgb.shape[:2]), sure.reshape(rgb.shape[:2])
 
-# %% ../nbs/00_labels.ipynb #4fbe6ca1
+# %% ../nbs/00_labels.ipynb #cb80163b
 def in_large_components(
     ids: np.ndarray,   # (height, width)
     mask: np.ndarray,  # Pixels that count
@@ -343,7 +364,7 @@ def in_large_components(
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    place = np.arange(ids.size).reshape(ids.shape)
+    place = np.arange(ids.size, dtype=np.int32).reshape(ids.shape)
     across = (ids[:, 1:] == ids[:, :-1]) & mask[:, 1:] & mask[:, :-1]
     down = (ids[1:] == ids[:-1]) & mask[1:] & mask[:-1]
     start = np.concatenate([place[:, 1:][across], place[1:][down]])
@@ -364,18 +385,24 @@ def fill_from_nearest(
     rows, columns = distance_transform_edt(~mask, return_distances=False, return_indices=True)
     return ids[rows, columns]
 
-# %% ../nbs/00_labels.ipynb #07ab5e99
+# %% ../nbs/00_labels.ipynb #012f3675
 # Linear sRGB as seen without one kind of cone (Machado et al. 2009, severity 1).
 COLOUR_VISION = {
     "normal": np.eye(3),
     "protanopia": np.array([
-        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998],
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
     ]),
     "deuteranopia": np.array([
-        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881],
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
     ]),
     "tritanopia": np.array([
-        [1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900],
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
     ]),
 }
 # Linear sRGB to cone responses, and their cube roots to OKLab (Ottosson 2020).
@@ -417,13 +444,13 @@ def palette_clearance(palette: tuple, visions: tuple[str, ...] = tuple(COLOUR_VI
     apart = colour_distances(np.array(palette), np.array(palette), visions)
     return float((apart + np.diag(np.full(len(palette), np.inf))).min())
 
-# %% ../nbs/00_labels.ipynb #ebf2b879
+# %% ../nbs/00_labels.ipynb #3d3abb85
 @lru_cache
 def safe_palette(
     palette: tuple[tuple[int, int, int], ...],  # Colours to stay near to
     void_colour: tuple[int, int, int],          # Keeps its place
 ) -> tuple[tuple[int, int, int], ...]:
-    "As many colours, each as far as possible from those before to every eye; classes get the most alike."
+    "Colours far apart to every eye; each class gets the one most like its own."
     from scipy.optimize import linear_sum_assignment
 
     levels = np.linspace(0, 255, 12).round().astype(int)
@@ -439,7 +466,7 @@ def safe_palette(
     _, order = linear_sum_assignment(unlike)
     return tuple(tuple(int(v) for v in candidates[chosen[i]]) for i in order)
 
-# %% ../nbs/00_labels.ipynb #ad751a44
+# %% ../nbs/00_labels.ipynb #4ff71cf1
 MAX_PIXELS = 64_000_000  # 8,000 x 8,000: beyond that a file is a mistake or an attack
 
 
@@ -449,7 +476,8 @@ def open_image(
     "Reads an image file whole; whatever is wrong with it is an `InputError`."
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} is {'a folder' if path.is_dir() else 'missing'}; give an image file")
+        found = "a folder" if path.is_dir() else "missing"
+        raise InputError(f"{path} is {found}; give an image file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images; the limit here is ours
@@ -460,21 +488,27 @@ def open_image(
         raise
     except PIL.Image.DecompressionBombError as error:
         raise InputError(f"{path} has too many pixels; at most {MAX_PIXELS:,} are read") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow raises on broken files
-        raise InputError(f"{path} cannot be read as an image ({error}); save or download it again") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's, on broken files
+        raise InputError(
+            f"{path} cannot be read as an image; save or download it again"
+        ) from error
     return image
 
-# %% ../nbs/00_labels.ipynb #833c0147
+# %% ../nbs/00_labels.ipynb #103014c7
 def check_image_header(image: PIL.Image.Image, path: Path) -> None:
     "Refuses huge and animated images before any pixel is decoded."
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise InputError(f"{path} is {width} x {height} pixels; at most {MAX_PIXELS:,} in all are read")
+        raise InputError(
+            f"{path} is {width} x {height} pixels; at most {MAX_PIXELS:,} in all are read"
+        )
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        raise InputError(f"{path} is animated ({frames} frames); save the one you mean as a PNG")
+        raise InputError(
+            f"{path} is animated ({frames} frames); save the one you mean as a PNG"
+        )
 
-# %% ../nbs/00_labels.ipynb #a26fad28
+# %% ../nbs/00_labels.ipynb #1e2cb96b
 WHOLE_NUMBERS = ("1", "L", "P", "I", "I;16", "I;16B")  # Pillow's modes of one whole number a pixel
 
 
@@ -487,18 +521,18 @@ def read_label_map(
     if image.mode == "RGB":
         if image.format == "JPEG":
             raise InputError(
-                f"{path} is a JPEG, which blurs the colours of a label map; save it as PNG, or recover it"
-                " with semsynth.labels.recover_label_map"
+                f"{path} is a JPEG, which blurs the colours of a label map; save it as PNG, or"
+                " recover it with semsynth.labels.recover_label_map"
             )
         return from_colours(as_tensor(image), space, str(path))
     if image.mode not in WHOLE_NUMBERS:
         raise InputError(
-            f"{path} has image mode {image.mode}; a label map has one channel of ids, or RGB palette"
-            " colours without transparency"
+            f"{path} has image mode {image.mode}; a label map has one channel of ids, or RGB"
+            " palette colours without transparency"
         )
     if image.mode == "P" and holds_palette_colours(image, space):
         return from_colours(as_tensor(image.convert("RGB")), space, str(path))
-    return space.decode(np.asarray(image).astype(np.int64), str(path))
+    return space.decode(np.asarray(image, np.uint8 if image.mode == "1" else None), str(path))
 
 # %% ../nbs/00_labels.ipynb #539c51cc
 def as_tensor(image: PIL.Image.Image) -> UInt8[Tensor, "3 height width"]:
@@ -520,19 +554,6 @@ def indices_agree(image: PIL.Image.Image, space: LabelSpace) -> bool:
     beside = np.array(image.getpalette("RGB")).reshape(-1, 3).tolist()
     return all(tuple(beside[index]) == colour_of.get(index) for _, index in image.getcolors())
 
-# %% ../nbs/00_labels.ipynb #5395ca9c
-def read_instance_map(
-    path: str | Path,  # A PNG of instance ids, 8 or 16 bits deep
-) -> Int64[Tensor, "height width"]:
-    "The instance ids in a file, none lost: Cityscapes' 26001 and 26002 stay two cars."
-    image = open_image(path)
-    if image.mode not in WHOLE_NUMBERS:
-        raise InputError(
-            f"{path} has image mode {image.mode}; an instance map has one channel of whole numbers,"
-            " 8 or 16 bits deep"
-        )
-    return torch.from_numpy(np.asarray(image).astype(np.int64))
-
 # %% ../nbs/00_labels.ipynb #3e4b1a2a
 def write_label_map(
     path: str | Path,                         # Where to; the format is PNG
@@ -545,6 +566,19 @@ def write_label_map(
     colours[list(space.file_ids or range(space.num_classes))] = space.palette
     image.putpalette(colours.tobytes())
     image.save(path, format="PNG", optimize=True)
+
+# %% ../nbs/00_labels.ipynb #5395ca9c
+def read_instance_map(
+    path: str | Path,  # A PNG of instance ids, 8 or 16 bits deep
+) -> Int64[Tensor, "height width"]:
+    "The instance ids in a file, none lost: Cityscapes' 26001 and 26002 stay two cars."
+    image = open_image(path)
+    if image.mode not in WHOLE_NUMBERS:
+        raise InputError(
+            f"{path} has image mode {image.mode}; an instance map has one channel of whole numbers,"
+            " 8 or 16 bits deep"
+        )
+    return torch.from_numpy(np.asarray(image).astype(np.int64))
 
 # %% ../nbs/00_labels.ipynb #034611cf
 def onehot(
@@ -581,15 +615,15 @@ def semantics(
     instance_map = label_map if instance_map is None else instance_map
     return torch.cat([onehot(label_map, num_classes), edge_map(instance_map)], dim=1)
 
-# %% ../nbs/00_labels.ipynb #29c2c368
+# %% ../nbs/00_labels.ipynb #4b5942c0
 def null_label_map(label_map: LabelMap) -> LabelMap:
-    "The label map that says nothing: its semantics are all zero (Ho & Salimans 2022, classifier-free guidance)."
+    "The label map that says nothing: its semantics are all zero (Ho & Salimans 2022)."
     return torch.full_like(label_map, IGNORE_INDEX)
 
-# %% ../nbs/00_labels.ipynb #d85e24de
+# %% ../nbs/00_labels.ipynb #9266f804
 def resize_label_map(
     label_map: LabelMap,    # Class ids or instance ids
     size: tuple[int, int],  # (height, width)
-) -> LabelMap:
+) -> Int64[Tensor, "batch new_height new_width"]:
     "Nearest neighbour, because the blend of two classes is not a class."
     return F.interpolate(label_map[:, None].double(), size, mode="nearest-exact")[:, 0].long()
