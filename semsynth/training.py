@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'LR_SCHEDULES', 'TYPES_IN_WORDS', 'OPTIMIZERS', 'OPTIMIZER_OPTIONS', 'FORMAT', 'nearest', 'TrainOptions',
-           'Devices', 'make_optimizer', 'make_optimizers', 'learning_rate_factor', 'EMA', 'writing', 'write_checkpoint',
-           'read_checkpoint', 'rng_state', 'set_rng_state', 'average_over_processes', 'LitTrainable', 'SynthesisData',
-           'ignore_interrupts', 'check_run_dir', 'Progress', 'RunFolder', 'Run', 'AveragedGradients', 'make_trainer',
-           'quiet_lightning', 'first_interrupt', 'open_run', 'fit']
+           'Devices', 'is_number_in', 'make_optimizer', 'make_optimizers', 'learning_rate_factor', 'EMA', 'writing',
+           'write_checkpoint', 'read_checkpoint', 'rng_state', 'set_rng_state', 'average_over_processes',
+           'LitTrainable', 'SynthesisData', 'ignore_interrupts', 'check_run_dir', 'Progress', 'RunFolder', 'Run',
+           'AveragedGradients', 'make_trainer', 'quiet_lightning', 'first_interrupt', 'open_run', 'fit']
 
 # %% ../nbs/90_training.ipynb #6e65a1b1
 import difflib
@@ -124,7 +124,12 @@ class Devices(NamedTuple):
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 OPTIMIZER_OPTIONS = ("name", "lr", "betas", "weight_decay", "eps")
 
-# %% ../nbs/90_training.ipynb #7a342db7
+# %% ../nbs/90_training.ipynb #f6a131b3
+def is_number_in(value: Any, limit: float | int) -> bool:
+    "Whether it is a number in [0, limit); the text 1e-4, as YAML reads it, is none."
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < limit
+
+
 def make_optimizer(
     name: str,                   # The submodule, for messages
     module: nn.Module,           # Whose weights learn
@@ -137,20 +142,19 @@ def make_optimizer(
     kind = str(options.get("name", "adam"))
     if kind not in OPTIMIZERS:
         raise InputError(f"optim.{name}.name cannot be {kind!r}: {nearest(kind, OPTIMIZERS)}")
-    numbers = {key: value for key, value in options.items() if key not in ("name", "betas")}
-    betas = options.get("betas", (0.9, 0.999))
-    if "lr" not in numbers:
+    if "lr" not in options:
         raise InputError(f"optim.{name} needs a learning rate, such as lr: 2.0e-4")
+
+    numbers = {key: value for key, value in options.items() if key not in ("name", "betas")}
     for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        if not is_number_in(value, math.inf):
             raise InputError(
                 f"optim.{name}.{key} must be a number of at least 0 (written 2.0e-4), not {value!r}"
             )
-    if not isinstance(betas, (list, tuple)) or len(betas) != 2 or not all(
-        isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in betas
-    ):
+    betas = options.get("betas", (0.9, 0.999))
+    if not (isinstance(betas, (list, tuple)) and [is_number_in(b, 1) for b in betas] == [True] * 2):
         raise InputError(f"optim.{name}.betas must be two numbers below 1, not {betas!r}")
-    return OPTIMIZERS[kind](module.parameters(), betas=tuple(betas), **numbers)
+    return OPTIMIZERS[kind](module.parameters(), betas=tuple(betas), fused=True, **numbers)
 
 # %% ../nbs/90_training.ipynb #68f0c4d8
 def make_optimizers(
@@ -555,7 +559,7 @@ class Progress:
     def close(self) -> None:
         self.bar.close()
 
-# %% ../nbs/90_training.ipynb #600e7baf
+# %% ../nbs/90_training.ipynb #6706f2a2
 class RunFolder(pl.Callback):
     "Writes what training leaves behind: checkpoints, metrics as CSV and TensorBoard, samples."
 
@@ -567,7 +571,7 @@ class RunFolder(pl.Callback):
         progress: bool,                      # Whether to show it
     ):
         self.run_dir, self.config, self.data, self.progress = run_dir, config, data, progress
-        self.history, self.columns = History(), []
+        self.history = History()
         self.interrupted = False
         self.bar = self.writer = None
 
@@ -588,21 +592,21 @@ class RunFolder(pl.Callback):
                     str(self.run_dir / "tensorboard"), purge_step=module.step + 1
                 )
             if module.checkpoint:
-                self.restore_metrics(module.step, module.checkpoint["columns"])
+                self.restore_metrics(module.step)
             if self.progress:
                 self.bar = Progress(module.step, module.options.num_steps)
         if module.checkpoint is None:
             self.save(module)
 
-    def restore_metrics(self, step: int, columns: list[str]) -> None:
+    def restore_metrics(self, step: int) -> None:
         "Cuts away the rows that were written after the checkpoint."
         if self.metrics_file.exists():
             rows = History.read(self.metrics_file).rows
             self.history = History(row for row in rows if row["step"] <= step)
-            self.rewrite_metrics(columns)
+            self.rewrite_metrics()
 
-    def rewrite_metrics(self, columns: list[str]) -> None:
-        self.columns = columns
+    def rewrite_metrics(self) -> None:
+        "The whole file, or what was there before."
         partial = self.metrics_file.with_name("metrics.csv.partial")
         with writing(self.metrics_file):
             self.history.write(partial)
@@ -615,7 +619,7 @@ class RunFolder(pl.Callback):
             return step == options.num_steps or (every > 0 and step % every == 0)
 
         step, options = module.step, module.options
-        stop = self.stop_requested(module) and step % options.accumulate == 0
+        stop = self.anywhere(self.interrupted, module) and step % options.accumulate == 0
 
         if self.bar:
             self.bar.update(step, module.means)
@@ -627,28 +631,39 @@ class RunFolder(pl.Callback):
             self.save(module)
         trainer.should_stop = stop
 
-    def stop_requested(self, module: LitTrainable) -> bool:
-        "All processes must agree, or the others would wait for ever; so they ask each other."
+    def anywhere(self, flag: bool, module: LitTrainable) -> bool:
+        "All processes must agree to stop, or the others would wait for ever; so they ask around."
         if module.trainer.world_size == 1:
-            return self.interrupted
-        asked = torch.tensor(float(self.interrupted), device=module.device)
-        dist.all_reduce(asked)
-        return bool(asked > 0)
+            return flag
+        flags = torch.tensor(float(flag), device=module.device)
+        dist.all_reduce(flags)
+        return bool(flags > 0)
 
     def log_row(self, log: dict[str, float | int]) -> None:
         "One row of metrics.csv; a term seen for the first time gets a column."
+        self.refuse_if_broken(log)
         if self.writer is None:
             return
+        columns = self.history.columns
         self.history.append(log)
         with writing(self.metrics_file):
-            if set(log) <= set(self.columns):
+            if set(log) <= set(columns):
                 with self.metrics_file.open("a") as file:
-                    file.write(",".join(str(log.get(name, "")) for name in self.columns) + "\n")
+                    file.write(",".join(str(log.get(name, "")) for name in columns) + "\n")
             else:
-                self.rewrite_metrics(self.history.columns)
+                self.rewrite_metrics()
             for name, value in log.items():
                 if name != "step":
                     self.writer.add_scalar(name, value, log["step"])
+
+    def refuse_if_broken(self, log: Mapping[str, float | int]) -> None:
+        "Weights that have broken down are never saved over good ones."
+        for name, value in log.items():
+            if not math.isfinite(value):
+                raise InputError(
+                    f"{name} is no longer finite: try a smaller learning rate or train.clip=1; "
+                    f"the last checkpoint in {self.run_dir} is kept"
+                )
 
     def draw_samples(self, module: LitTrainable) -> None:
         "Label map, sample and photograph side by side, always of the same maps and noise."
@@ -666,18 +681,12 @@ class RunFolder(pl.Callback):
             grid_image(columns, self.data.dataset.label_space).save(path)
 
     def save(self, module: LitTrainable) -> None:
-        "Never saves weights that have broken down."
-        state = module.state()
-        broken = [name for name, value in module.means().items() if not math.isfinite(value)]
-        broken += [name for name, value in (self.history.rows or [{}])[-1].items()
-                   if not math.isfinite(value)]
-        if broken:
-            raise InputError(
-                f"{broken[0]} is no longer finite at step {module.step}: try a smaller learning "
-                f"rate, or train.clip=1; the last checkpoint in {self.run_dir} is kept"
-            )
+        "Every process tells its state; the first one writes."
+        means = module.means()
+        if self.anywhere(not all(map(math.isfinite, means.values())), module):
+            self.refuse_if_broken(means | {"a loss of another process": math.nan})
+        state = module.state() | {"format": FORMAT, "config": dict(self.config)}
         if self.writer is not None:
-            state |= {"format": FORMAT, "config": dict(self.config), "columns": self.columns}
             write_checkpoint(self.run_dir / "checkpoint.pt", state)
 
     def teardown(self, trainer: pl.Trainer, module: LitTrainable, stage: str) -> None:
@@ -705,7 +714,7 @@ class AveragedGradients(DDPStrategy):
         for tensor in self.model.state_dict().values():
             dist.broadcast(tensor, 0)
 
-# %% ../nbs/90_training.ipynb #d0c0b9b1
+# %% ../nbs/90_training.ipynb #35e5b84a
 def make_trainer(
     devices: Devices,        # Where to train
     options: TrainOptions,   # Precision and batch size must suit the devices
@@ -718,8 +727,8 @@ def make_trainer(
         raise InputError(
             f"--gpus {gpus}: this machine has {there} GPUs that torch can use; --gpus 0 is the CPU"
         )
-    if min(gpus, num_nodes - 1, processes - 1) < 0:
-        raise InputError(f"gpus, nodes and processes cannot be negative: {devices}")
+    if gpus < 0 or num_nodes < 1 or processes < 1:
+        raise InputError(f"training needs at least 0 GPUs, and needs a node and a process: {devices}")
     if gpus == 0 and options.precision == "16-mixed":
         raise InputError("train.precision 16-mixed needs a GPU; on a CPU use bf16-mixed or 32-true")
     world_size = (gpus or processes) * num_nodes
@@ -791,7 +800,7 @@ def open_run(
             run_dir.mkdir(parents=True, exist_ok=True)
     return None
 
-# %% ../nbs/90_training.ipynb #40058bc0
+# %% ../nbs/90_training.ipynb #61752e9f
 def fit(
     model: Trainable,                        # Learns in place
     data: SynthesisData,                     # What it learns from
@@ -809,16 +818,16 @@ def fit(
     folder = RunFolder(run_dir, config or {}, data, progress)
     with quiet_lightning():
         trainer = make_trainer(devices, options, folder)
+        make_optimizers(model, optim)  # a wrong option is told before anything is written
         checkpoint = open_run(run_dir, resume, trainer.is_global_zero)
         module = LitTrainable(model, optim, options, checkpoint)
-        module.configure_optimizers()  # a wrong option is told before anything is written
         data.start_step = module.step
         if module.step < options.num_steps:
             with first_interrupt(folder.interrupt):
                 trainer.fit(module, data)
         else:
             module.load_model(checkpoint)
-            folder.restore_metrics(module.step, checkpoint["columns"])
+            folder.restore_metrics(module.step)
     finished = module.step >= options.num_steps
     if not finished and trainer.is_global_zero:
         print(
