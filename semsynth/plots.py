@@ -55,7 +55,7 @@ def to_uint8(
     "RGB in [0, 255], rounded to the nearest: the one place where images leave [-1, 1]."
     return ((image.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/02_plots.ipynb #6076673e
+# %% ../nbs/02_plots.ipynb #ac44566e
 @dataclass(frozen=True, eq=False)
 class Picture:
     "An image and the sentence that stands for it; as the last value of a cell it shows itself."
@@ -79,7 +79,7 @@ class Picture:
         mime, content = self.encode()
         text = base64.b64encode(content).decode()
         shown = f'<img src="data:{mime};base64,{text}" alt="{html.escape(self.alt)}">'
-        # Readers of code hosts get the plain image; browsers prefer the HTML, which carries the sentence.
+        # Code hosts show the plain image; JupyterLab prefers the HTML, which carries the sentence.
         return {mime: text, "text/html": shown, "text/plain": self.alt}, {mime: {"alt": self.alt}}
 
     def save(self, path: str | Path) -> None:
@@ -163,7 +163,7 @@ def enlarge(image: PIL.Image.Image, least: int) -> PIL.Image.Image:
     times = max(1, math.ceil(least / min(image.size)))
     return image.resize((image.width * times, image.height * times), PIL.Image.Resampling.NEAREST)
 
-# %% ../nbs/02_plots.ipynb #20f226c5
+# %% ../nbs/02_plots.ipynb #2f14337e
 def legend_image(
     space: LabelSpace,          # Gives names and colours
     class_ids: Sequence[int],   # Classes to list, in this order; may hold `IGNORE_INDEX`
@@ -173,8 +173,9 @@ def legend_image(
     line, swatch, gap = 20, 12, 8
     rows = max(1, min(len(class_ids), (height or line * len(class_ids)) // line))
     columns = math.ceil(len(class_ids) / rows)
-    texts = [f"{i}  {space.names[i]}" if i != IGNORE_INDEX else "no label" for i in class_ids]
-    width = swatch + 2 * gap + max(math.ceil(font().getlength(text)) for text in texts)
+    texts = [space.names[i] if i != IGNORE_INDEX else "no label" for i in class_ids]
+    number = math.ceil(font().getlength(str(max(class_ids, default=0))))
+    width = swatch + number + 4 * gap + max(math.ceil(font().getlength(text)) for text in texts)
 
     image = PIL.Image.new("RGB", (columns * width, rows * line), PAPER)
     draw = PIL.ImageDraw.Draw(image)
@@ -183,7 +184,10 @@ def legend_image(
         colour = space.void_colour if class_id == IGNORE_INDEX else space.palette[class_id]
         box = (left, top + 4, left + swatch, top + 4 + swatch)
         draw.rectangle(box, fill=colour, outline=FAINT)
-        draw.text((left + swatch + gap, top + 10), text, INK, font(), anchor="lm")
+        right = left + swatch + gap + number
+        if class_id != IGNORE_INDEX:
+            draw.text((right, top + 10), str(class_id), FAINT, font(), anchor="rm")
+        draw.text((right + gap, top + 10), text, INK, font(), anchor="lm")
     return image
 
 # %% ../nbs/02_plots.ipynb #bc5068b9
@@ -297,12 +301,12 @@ def show_comparison(
     alt = f"Grid of {count(len(first), 'row')}, each showing {', '.join(columns)}.{seen}"
     return Picture(grid_image(columns, space), alt, photo=True)
 
-# %% ../nbs/02_plots.ipynb #7902f714
+# %% ../nbs/02_plots.ipynb #f0e2da81
 def smooth(
-    values: Sequence[float],  # May hold nan where nothing was measured
+    values: Sequence[int | float],  # May hold nan where nothing was measured
     weight: float = 0.9,      # How much of the past stays at each step; 0 changes nothing
 ) -> list[float]:
-    "Exponential moving average, corrected for its start as Adam's moments are (Kingma & Ba 2015, § 3)."
+    "Exponential moving average, corrected for its start as Adam's are (Kingma & Ba 2015, § 3)."
     mean, norm, curve = 0.0, 0.0, []
     for value in values:
         if math.isfinite(value):
@@ -311,7 +315,7 @@ def smooth(
         curve.append(mean / norm if math.isfinite(value) else math.nan)
     return curve
 
-# %% ../nbs/02_plots.ipynb #7bbd341d
+# %% ../nbs/02_plots.ipynb #bf784893
 def show_curves(
     history,                                # A `History`, or anything with columns: `history[name]`
     names: Sequence[str] | None = None,     # Columns to draw; None: all but the step
@@ -320,7 +324,7 @@ def show_curves(
     title: str = "",                        # What stands above
     log: bool = False,                      # Whether the vertical axis is logarithmic
 ) -> Picture:
-    "Losses over training steps: raw values pale, smoothed ones strong, names at the end of the lines."
+    "Losses over training steps: raw values pale, smoothed ones strong."
     from matplotlib import pyplot
 
     names = [n for n in history.columns if n not in ("step", "epoch")] if names is None else names
@@ -334,8 +338,8 @@ def show_curves(
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return figure_picture(figure, describe_curves(history, names, smoothing))
 
-# %% ../nbs/02_plots.ipynb #e9c2f780
-def draw_curve(axes, steps: Sequence[float], values: Sequence[float], name: str, smoothing: float):
+# %% ../nbs/02_plots.ipynb #ae509c9e
+def draw_curve(axes, steps: Sequence[int | float], values: Sequence[int | float], name: str, smoothing: float):
     "One column: measured values pale, smoothed ones over them."
     pairs = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
     steps, values = [s for s, _ in pairs], [v for _, v in pairs]
@@ -362,14 +366,14 @@ class GalleryRow(NamedTuple):
     real: Float[Tensor, "3 height width"] | None = None
     scores: Mapping[str, float] = {}                     # Per image, for example {"L1": 0.21}
 
-# %% ../nbs/02_plots.ipynb #ac580599
+# %% ../nbs/02_plots.ipynb #3d8fcd80
 def write_gallery(
     folder: str | Path,             # Gets gallery.html and a folder `gallery` of PNG files
     rows: Iterable[GalleryRow],     # Read one at a time, so they need not fit in memory together
     title: str,                     # Heading of the page
     space: LabelSpace,              # Paints the label maps, and gives the legend
     *,
-    facts: Mapping[str, str | float] = {},  # Shown on top, for example {"FID": 41.2}
+    facts: Mapping[str, str | int | float] = {},  # Shown on top, for example {"FID": 41.2}
 ) -> Path:
     "Writes a page of label map, samples and photograph that opens from a file, without a network."
     folder = Path(folder)
@@ -404,13 +408,13 @@ def gallery_row(folder: Path, number: int, row: GalleryRow, space: LabelSpace) -
         images.append((kind, place, f"{kind.capitalize()} for {row.name}."))
     return {"name": row.name, "images": images, "scores": dict(row.scores)}
 
-# %% ../nbs/02_plots.ipynb #9df9d734
+# %% ../nbs/02_plots.ipynb #c0dc1f63
 def gallery_page(
     title: str,
     table: Sequence[Mapping],         # From `gallery_row`
     scores: Sequence[str],            # Names of the scores, each a column to sort by
     space: LabelSpace,                # For the legend
-    facts: Mapping[str, str | float], # Shown on top
+    facts: Mapping[str, str | int | float], # Shown on top
 ) -> str:
     "The gallery as one HTML text, styles and script inside."
     kinds = list(dict.fromkeys(kind for row in table for kind, _, _ in row["images"]))
@@ -426,24 +430,27 @@ def gallery_page(
         headings=sortable + headings, body=body, number=count(len(table), "label map"),
     )
 
-# %% ../nbs/02_plots.ipynb #bc5042c3
+# %% ../nbs/02_plots.ipynb #f5b3f45b
 def gallery_table_row(row: Mapping, kinds: Sequence[str], scores: Sequence[str]) -> str:
     "One `<tr>`: name, scores, and a button around each image that enlarges it."
     cells = [f'<th scope="row">{html.escape(row["name"])}</th>']
     for name in scores:
         value = row["scores"].get(name, math.nan)
-        shown = f"{value:.4g}" if math.isfinite(value) else "–"
-        cells.append(f'<td data-value="{value}">{shown}</td>')
+        known = math.isfinite(value)
+        shown = f"{value:.4g}" if known else "–"
+        cells.append(f'<td data-value="{float(value) if known else "nan"}">{shown}</td>')
     images = {kind: (place, alt) for kind, place, alt in row["images"]}
     for kind in kinds:
         place, alt = images.get(kind, ("", ""))
-        picture = f'<img src="{html.escape(place)}" alt="{html.escape(alt)}" loading="lazy">'
-        cells.append(f'<td><button type="button" class="open">{picture}</button></td>' if place else "<td></td>")
+        crisp = ' class="crisp"' if kind == "label map" else ""
+        picture = f'<img src="{html.escape(place)}" alt="{html.escape(alt)}"{crisp} loading="lazy">'
+        button = f'<button type="button" class="open">{picture}</button>' if place else ""
+        cells.append(f"<td>{button}</td>")
     return f"<tr>{''.join(cells)}</tr>"
 
 
 def gallery_facts(
-    table: Sequence[Mapping], scores: Sequence[str], facts: Mapping[str, str | float]
+    table: Sequence[Mapping], scores: Sequence[str], facts: Mapping[str, str | int | float]
 ) -> str:
     "The given facts and the mean of every score, as a description list."
     told = dict(facts)
@@ -453,7 +460,9 @@ def gallery_facts(
         if values:
             told[f"mean {name}"] = sum(values) / len(values)
     shown = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in told.items()}
-    return "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in shown.items())
+    return "".join(
+        f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in shown.items()
+    )
 
 
 def gallery_legend(space: LabelSpace) -> str:
@@ -502,11 +511,13 @@ GALLERY_PAGE = """<!doctype html>
 </html>
 """
 
-# %% ../nbs/02_plots.ipynb #bff10dc7
+# %% ../nbs/02_plots.ipynb #e1a82fbd
 GALLERY_STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #24292f; --faint: #59636e; --line: #d8dee4; --mark: #0969da; }
+:root { color-scheme: light dark; --paper: #fff; --ink: #24292f; --faint: #59636e;
+  --line: #d8dee4; --mark: #0969da; }
 @media (prefers-color-scheme: dark) {
-  :root { --paper: #0d1117; --ink: #e6edf3; --faint: #9198a1; --line: #30363d; --mark: #4493f8; }
+  :root { --paper: #0d1117; --ink: #e6edf3; --faint: #9198a1;
+    --line: #30363d; --mark: #4493f8; }
 }
 body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
@@ -517,7 +528,6 @@ dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
 summary, button { cursor: pointer; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: .5rem 0; margin: 0; }
 .legend span { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; border: 1px solid var(--line); }
-main { overflow-x: auto; }
 table { border-collapse: collapse; margin-top: 1rem; }
 th, td { padding: .4rem; border-top: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { position: sticky; top: 0; background: var(--paper); border: 0; font-weight: 600; white-space: nowrap; }
@@ -528,17 +538,17 @@ thead button::after { content: " \\2195"; color: var(--faint); }
 th[aria-sort=ascending] button::after { content: " \\2191"; color: var(--mark); }
 th[aria-sort=descending] button::after { content: " \\2193"; color: var(--mark); }
 .open { padding: 0; border: 0; background: none; display: block; }
-.open img { display: block; width: clamp(8rem, 18vw, 16rem); height: auto; image-rendering: pixelated; }
+.open img { display: block; width: clamp(8rem, 18vw, 16rem); height: auto; }
+.crisp { image-rendering: pixelated; }
 :focus-visible { outline: 3px solid var(--mark); outline-offset: 2px; }
 dialog { border: 1px solid var(--line); background: var(--paper); color: var(--ink); max-width: 96vw; max-height: 96vh; }
 dialog::backdrop { background: rgb(0 0 0 / .7); }
-dialog img { display: block; margin: auto; height: min(78vh, 90vw); max-width: 92vw; object-fit: contain;
-  image-rendering: pixelated; }
+dialog img { display: block; margin: auto; height: min(78vh, 90vw); max-width: 92vw; object-fit: contain; }
 dialog form { display: flex; gap: .5rem; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 """
 
-# %% ../nbs/02_plots.ipynb #2b7e7a17
+# %% ../nbs/02_plots.ipynb #7f1cedab
 GALLERY_SCRIPT = """
 const body = document.querySelector('tbody'), heads = [...document.querySelectorAll('thead th[aria-sort]')];
 const words = new Intl.Collator(undefined, {numeric: true});
@@ -563,6 +573,7 @@ const open = place => {
   const row = all[shown].closest('tr');
   large.src = all[shown].src;
   large.alt = all[shown].alt;
+  large.className = all[shown].className;
   document.getElementById('caption').textContent = `${row.cells[0].textContent}: ${all[shown].alt}`;
   if (!dialog.open) dialog.showModal();
 };
