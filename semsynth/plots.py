@@ -55,7 +55,7 @@ def to_uint8(
     "RGB in [0, 255], rounded to the nearest: the one place where images leave [-1, 1]."
     return ((image.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/02_plots.ipynb #ac44566e
+# %% ../nbs/02_plots.ipynb #5a380469
 @dataclass(frozen=True, eq=False)
 class Picture:
     "An image and the sentence that stands for it; as the last value of a cell it shows itself."
@@ -63,12 +63,13 @@ class Picture:
     image: PIL.Image.Image
     alt: str
     photo: bool = False  # Many colours and no sharp lines: a JPEG is smaller and looks the same
+    quality: int = 85    # Of the JPEG, up to 100
 
     def encode(self) -> tuple[str, bytes]:
         "MIME type and file content: a JPEG, or an indexed PNG of as few colours as it needs."
         content = io.BytesIO()
         if self.photo:
-            self.image.convert("RGB").save(content, "JPEG", quality=85, optimize=True)
+            self.image.convert("RGB").save(content, "JPEG", quality=self.quality, optimize=True)
             return "image/jpeg", content.getvalue()
         flat = self.image.convert("RGB")
         few = len(flat.getcolors(256) or []) or 64  # beyond 256 colours only smoothed edges are lost
@@ -278,7 +279,7 @@ def draw_headings(grid: PIL.Image.Image, names: Sequence[str], width: int, gap: 
             name = name.removesuffix("…")[:-1] + "…"
         draw.text((column * (width + gap), 12), name, INK, font(points), anchor="lm")
 
-# %% ../nbs/02_plots.ipynb #8da08072
+# %% ../nbs/02_plots.ipynb #8115a407
 def show_grid(
     label_map: LabelMap,  # Class ids, or `IGNORE_INDEX`
     sample: Image,        # What a model drew for them
@@ -293,13 +294,15 @@ def show_grid(
 def show_comparison(
     columns: Mapping[str, Num[Tensor, "batch ..."]],  # Heading to images, or to a label map
     space: LabelSpace | None = None,                     # Paints the label maps
+    *,
+    quality: int = 85,  # Of the JPEG: 60 halves what a notebook weighs
 ) -> Picture:
     "Any number of columns side by side: several models, seeds or settings."
     first = next(iter(columns.values()))
     maps = [column for column in columns.values() if not column.is_floating_point()]
     seen = " First row: " + describe_label_map(maps[0][0], space) if maps else ""
     alt = f"Grid of {count(len(first), 'row')}, each showing {', '.join(columns)}.{seen}"
-    return Picture(grid_image(columns, space), alt, photo=True)
+    return Picture(grid_image(columns, space), alt, photo=True, quality=quality)
 
 # %% ../nbs/02_plots.ipynb #f0e2da81
 def smooth(
