@@ -298,15 +298,43 @@ def test_colab_keeps_its_own_torch():
         assert "<" not in bounds and "==" not in bounds, bounds
 
 
-def test_commands_of_the_readme_exist():
+def readme_blocks(language: str) -> str:
+    "All code of one language in README.md."
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", readme, re.S))
+
+
+def test_commands_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):(?!=)", makefile, re.M))
-    blocks = "\n".join(re.findall(r"```(?:bash|sh)\n(.*?)```", readme, re.S))
-    used = set(re.findall(r"^make (?:[A-Z]+=\S+ )*([a-z]+)", blocks, re.M))
-    assert {"demo", "test"} <= used <= targets
+    used = set(re.findall(r"^make (?:[A-Z]+=\S+ )*([a-z]+)", readme_blocks("bash"), re.M))
+    assert {"demo", "test", "lab"} <= used <= targets
+
+
+def test_links_of_the_readme_lead_somewhere():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in set(re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", readme)):
         assert (ROOT / path).exists(), f"README.md links to {path}, which is not there"
+
+
+def test_python_of_the_readme_runs(capsys):
+    names = {}
+    exec(readme_blocks("python"), names)
+    assert names["image"].shape == (1, 3, 64, 64)
+    assert "generator/l1" in capsys.readouterr().out
+
+
+def test_verbs_of_the_readme_exist():
+    from semsynth.cli import VERBS
+
+    assert set(re.findall(r"^semsynth (\w+)", readme_blocks("bash"), re.M)) <= set(VERBS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "nbs/index.ipynb"])
+def test_course_map_names_every_lesson(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    missing = [name for name in LESSONS if name.split("/")[-1] not in text]
+    assert not missing
 
 
 @pytest.mark.parametrize("name", BOOKS)
