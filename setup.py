@@ -25,6 +25,8 @@ setup(
     extras_require={
         # What the notebooks need beyond the package, for those who do not develop it.
         "course": project["course_requirements"].split(),
+        # The Fréchet distance needs the exact Inception of 2015.
+        "fid": project["fid_requirements"].split(),
         "dev": project["dev_requirements"].split(),
     },
     entry_points={

@@ -276,13 +276,14 @@ def constraints() -> dict[str, str]:
 
 
 def test_constraints_name_every_requirement():
-    asked = requirements("requirements", "course_requirements", "dev_requirements")
+    asked = requirements("requirements", "course_requirements", "fid_requirements",
+                         "dev_requirements")
     assert asked <= set(constraints())
 
 
 def test_the_package_imports_only_what_it_requires():
     distributions = {"PIL": "pillow", "yaml": "pyyaml"}
-    known = requirements("requirements") | {"semsynth"} | set(sys.stdlib_module_names)
+    known = requirements("requirements", "fid_requirements") | {"semsynth"} | set(sys.stdlib_module_names)
     for path in MODULES:
         for line, imported in imports(path):
             top = imported.split(".")[0]
