@@ -111,7 +111,8 @@ def test_recorded_outputs(folder: Path):
 def test_built_means_compared():
     both = KINDS.keys() & NOT_BUILT.keys()
     assert not both, f"built, and still listed as not built: {sorted(both)}"
-    here = {module for module in NOT_BUILT.values() if importlib.util.find_spec(f"semsynth.{module}")}
+    modules = set(NOT_BUILT.values())
+    here = {module for module in modules if importlib.util.find_spec(f"semsynth.{module}")}
     built = [kind for kind, module in NOT_BUILT.items() if module in here]
     assert not built, f"the module is here, so these belong to KINDS: {sorted(built)}"
 
