@@ -6,8 +6,9 @@
 __all__ = ['PRECISIONS', 'LR_SCHEDULES', 'TYPES_IN_WORDS', 'OPTIMIZERS', 'OPTIMIZER_OPTIONS', 'FORMAT', 'nearest', 'TrainOptions',
            'Devices', 'is_number_in', 'make_optimizer', 'make_optimizers', 'learning_rate_factor', 'EMA', 'writing',
            'write_checkpoint', 'read_checkpoint', 'rng_state', 'set_rng_state', 'average_over_processes',
-           'LitTrainable', 'SynthesisData', 'ignore_interrupts', 'check_run_dir', 'Progress', 'RunFolder', 'Run',
-           'AveragedGradients', 'make_trainer', 'quiet_lightning', 'first_interrupt', 'open_run', 'fit']
+           'RunningMeans', 'LitTrainable', 'SynthesisData', 'ignore_interrupts', 'check_run_dir', 'MetricsLog',
+           'Progress', 'RunFolder', 'Run', 'AveragedGradients', 'make_trainer', 'quiet_lightning', 'first_interrupt',
+           'open_run', 'fit']
 
 # %% ../nbs/90_training.ipynb #6e65a1b1
 import difflib
@@ -314,7 +315,45 @@ def average_over_processes(tensors: list[Tensor]) -> None:
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
 
-# %% ../nbs/90_training.ipynb #bfc87020
+# %% ../nbs/90_training.ipynb #9017cc74
+class RunningMeans:
+    "Means of loss terms, summed where they are: reading one each step would make a GPU wait."
+
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, terms: Mapping[str, Tensor]) -> None:
+        "One measurement of each term; a term may be missing now and then."
+        for name, value in terms.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def read(self) -> dict[str, float]:
+        "The means so far."
+        if not self.sums:
+            return {}
+        sums = torch.stack(list(self.sums.values())).tolist()
+        return {name: total / self.counts[name] for name, total in zip(self.sums, sums, strict=True)}
+
+    def take(self) -> dict[str, float]:
+        "The means over all processes; then begins anew."
+        if self.sums and dist.is_initialized():
+            average_over_processes(list(self.sums.values()))
+        means = self.read()
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state(self) -> dict[str, Any]:
+        return {"sums": self.sums, "counts": self.counts}
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        "Continues where `state` was taken."
+        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.counts = dict(state["counts"])
+
+# %% ../nbs/90_training.ipynb #47760511
 class LitTrainable(pl.LightningModule):
     "Any Trainable inside Lightning: the plain loop, on any device, resumable. No mathematics."
 
@@ -331,8 +370,7 @@ class LitTrainable(pl.LightningModule):
         self.model, self.optim, self.options, self.checkpoint = model, optim, options, checkpoint
         # Lightning's global_step counts optimizer steps, two a batch for a GAN; ours, batches.
         self.step = checkpoint["step"] if checkpoint else 0
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.means = RunningMeans()
 
     def configure_optimizers(self) -> list[Optimizer]:
         self.named_optimizers = make_optimizers(self.model, self.optim)
@@ -381,7 +419,7 @@ class LitTrainable(pl.LightningModule):
             loss.backward(inputs=self.weights[name])
             if last:
                 self.update(name)
-            self.sum_up({f"{name}/{term}": value.detach() for term, value in terms.items()})
+            self.means.add({f"{name}/{term}": value for term, value in terms.items()})
         if last:
             self.finish_updates()
         for schedule in self.schedules.values():
@@ -417,28 +455,11 @@ class LitTrainable(pl.LightningModule):
                 average_over_processes(buffers)
         self.ema.update(self.step // self.options.accumulate)
 
-    def sum_up(self, terms: Mapping[str, Tensor]) -> None:
-        "Adds on the device: reading a number back each step would make a GPU wait."
-        for name, value in terms.items():
-            self.sums[name] = self.sums[name] + value if name in self.sums else value.float()
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def means(self) -> dict[str, float]:
-        "Each loss term, averaged over the steps since the last log."
-        if not self.sums:
-            return {}
-        sums = torch.stack(list(self.sums.values())).tolist()
-        return {name: total / self.counts[name] for name, total in zip(self.sums, sums, strict=True)}
-
     def take_log(self) -> dict[str, float | int]:
-        "One row: step, terms, learning rates. The next one begins anew."
-        if self.trainer.world_size > 1 and self.sums:
-            average_over_processes(list(self.sums.values()))
-        factor = learning_rate_factor(self.step - 1, self.options)  # of the step just done
+        "One row: step, terms, learning rates of the step just done. The next row begins anew."
+        factor = learning_rate_factor(self.step - 1, self.options)
         rates = {f"{name}/lr": factor * s.base_lrs[0] for name, s in self.schedules.items()}
-        log = {"step": self.step, **self.means(), **rates}
-        self.sums, self.counts = {}, {}
-        return log
+        return {"step": self.step, **self.means.take(), **rates}
 
     def state(self) -> dict[str, Any]:
         "All that decides how training goes on."
@@ -453,8 +474,7 @@ class LitTrainable(pl.LightningModule):
             "optimizers": {name: o.state_dict() for name, o in self.named_optimizers.items()},
             "schedules": {name: s.state_dict() for name, s in self.schedules.items()},
             "scaler": self.scaler.state_dict(),
-            "sums": self.sums,
-            "counts": self.counts,
+            "means": self.means.state(),
             "rng": states if self.step else [],  # before the first step the seed decides
         }
 
@@ -477,8 +497,7 @@ class LitTrainable(pl.LightningModule):
                 average.copy_(state["ema"][key])
             if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
-            self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-            self.counts = dict(state["counts"])
+            self.means.load_state(state["means"], self.device)
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"the checkpoint does not fit these options: {error}") from error
 
@@ -529,6 +548,44 @@ def check_run_dir(
             f"or go on with `semsynth train --resume {path}`"
         )
 
+# %% ../nbs/90_training.ipynb #4b937290
+class MetricsLog:
+    "metrics.csv and TensorBoard: the same rows in both."
+
+    def __init__(
+        self,
+        run_dir: Path,  # Holds metrics.csv and tensorboard/
+        step: int,      # Rows of later steps, written before an interruption, are cut away
+    ):
+        self.file, self.history = run_dir / "metrics.csv", History()
+        if self.file.exists():
+            rows = History.read(self.file).rows
+            self.history = History(row for row in rows if row["step"] <= step)
+            self.rewrite()
+        with writing(run_dir):
+            self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+
+    def append(self, log: dict[str, float | int]) -> None:
+        "One row; a term seen for the first time gets a column."
+        columns = self.history.columns
+        self.history.append(log)
+        with writing(self.file):
+            if set(log) <= set(columns):
+                with self.file.open("a") as file:
+                    file.write(",".join(str(log.get(name, "")) for name in columns) + "\n")
+            else:
+                self.rewrite()
+            for name, value in log.items():
+                if name != "step":
+                    self.writer.add_scalar(name, value, log["step"])
+
+    def rewrite(self) -> None:
+        "The whole file, or what was there before."
+        partial = self.file.with_name("metrics.csv.partial")
+        with writing(self.file):
+            self.history.write(partial)
+            os.replace(partial, self.file)
+
 # %% ../nbs/90_training.ipynb #5dc74aa4
 class Progress:
     "A bar on a terminal; elsewhere a line now and then."
@@ -559,7 +616,7 @@ class Progress:
     def close(self) -> None:
         self.bar.close()
 
-# %% ../nbs/90_training.ipynb #6706f2a2
+# %% ../nbs/90_training.ipynb #01e994cb
 class RunFolder(pl.Callback):
     "Writes what training leaves behind: checkpoints, metrics as CSV and TensorBoard, samples."
 
@@ -571,46 +628,21 @@ class RunFolder(pl.Callback):
         progress: bool,                      # Whether to show it
     ):
         self.run_dir, self.config, self.data, self.progress = run_dir, config, data, progress
-        self.history = History()
         self.interrupted = False
-        self.bar = self.writer = None
+        self.bar = self.log = None
 
     def interrupt(self) -> None:
         "Asks for a stop after this step."
         self.interrupted = True
         print("\nStopping after this step …", file=sys.stderr)
 
-    @property
-    def metrics_file(self) -> Path:
-        return self.run_dir / "metrics.csv"
-
     def on_train_epoch_start(self, trainer: pl.Trainer, module: LitTrainable) -> None:
         if trainer.is_global_zero:
-            with writing(self.run_dir):
-                (self.run_dir / "samples").mkdir(parents=True, exist_ok=True)
-                self.writer = SummaryWriter(
-                    str(self.run_dir / "tensorboard"), purge_step=module.step + 1
-                )
-            if module.checkpoint:
-                self.restore_metrics(module.step)
+            self.log = MetricsLog(self.run_dir, module.step)
             if self.progress:
                 self.bar = Progress(module.step, module.options.num_steps)
         if module.checkpoint is None:
             self.save(module)
-
-    def restore_metrics(self, step: int) -> None:
-        "Cuts away the rows that were written after the checkpoint."
-        if self.metrics_file.exists():
-            rows = History.read(self.metrics_file).rows
-            self.history = History(row for row in rows if row["step"] <= step)
-            self.rewrite_metrics()
-
-    def rewrite_metrics(self) -> None:
-        "The whole file, or what was there before."
-        partial = self.metrics_file.with_name("metrics.csv.partial")
-        with writing(self.metrics_file):
-            self.history.write(partial)
-            os.replace(partial, self.metrics_file)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: LitTrainable, outputs: Any, batch: Any, batch_idx: int
@@ -622,7 +654,7 @@ class RunFolder(pl.Callback):
         stop = self.anywhere(self.interrupted, module) and step % options.accumulate == 0
 
         if self.bar:
-            self.bar.update(step, module.means)
+            self.bar.update(step, module.means.read)
         if due(options.log_every):
             self.log_row(module.take_log())
         if due(options.sample_every) and trainer.is_global_zero:
@@ -640,21 +672,10 @@ class RunFolder(pl.Callback):
         return bool(flags > 0)
 
     def log_row(self, log: dict[str, float | int]) -> None:
-        "One row of metrics.csv; a term seen for the first time gets a column."
+        "The first process writes what all of them have measured."
         self.refuse_if_broken(log)
-        if self.writer is None:
-            return
-        columns = self.history.columns
-        self.history.append(log)
-        with writing(self.metrics_file):
-            if set(log) <= set(columns):
-                with self.metrics_file.open("a") as file:
-                    file.write(",".join(str(log.get(name, "")) for name in columns) + "\n")
-            else:
-                self.rewrite_metrics()
-            for name, value in log.items():
-                if name != "step":
-                    self.writer.add_scalar(name, value, log["step"])
+        if self.log:
+            self.log.append(log)
 
     def refuse_if_broken(self, log: Mapping[str, float | int]) -> None:
         "Weights that have broken down are never saved over good ones."
@@ -678,22 +699,23 @@ class RunFolder(pl.Callback):
         path = self.run_dir / "samples" / f"{module.step:07d}.png"
         columns = {"label map": batch.label_map, "sample": sample.float(), "real": batch.image}
         with writing(path):
+            path.parent.mkdir(exist_ok=True)
             grid_image(columns, self.data.dataset.label_space).save(path)
 
     def save(self, module: LitTrainable) -> None:
         "Every process tells its state; the first one writes."
-        means = module.means()
+        means = module.means.read()
         if self.anywhere(not all(map(math.isfinite, means.values())), module):
             self.refuse_if_broken(means | {"a loss of another process": math.nan})
         state = module.state() | {"format": FORMAT, "config": dict(self.config)}
-        if self.writer is not None:
+        if self.log:
             write_checkpoint(self.run_dir / "checkpoint.pt", state)
 
     def teardown(self, trainer: pl.Trainer, module: LitTrainable, stage: str) -> None:
         if self.bar:
             self.bar.close()
-        if self.writer:
-            self.writer.close()
+        if self.log:
+            self.log.writer.close()
 
 # %% ../nbs/90_training.ipynb #afd0117b
 class Run(NamedTuple):
@@ -800,7 +822,7 @@ def open_run(
             run_dir.mkdir(parents=True, exist_ok=True)
     return None
 
-# %% ../nbs/90_training.ipynb #61752e9f
+# %% ../nbs/90_training.ipynb #39b6cb85
 def fit(
     model: Trainable,                        # Learns in place
     data: SynthesisData,                     # What it learns from
@@ -827,11 +849,12 @@ def fit(
                 trainer.fit(module, data)
         else:
             module.load_model(checkpoint)
-            folder.restore_metrics(module.step)
     finished = module.step >= options.num_steps
     if not finished and trainer.is_global_zero:
         print(
             f"Stopped after step {module.step} of {options.num_steps}, and saved. Go on with:\n"
             f"  semsynth train --resume {run_dir}", file=sys.stderr,
         )
-    return Run(run_dir, module.step, finished, folder.history)
+    metrics = run_dir / "metrics.csv"
+    history = History.read(metrics) if metrics.exists() else History()
+    return Run(run_dir, module.step, finished, history)

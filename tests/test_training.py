@@ -77,7 +77,7 @@ def test_after_a_power_cut_at_any_step(whole, tmp_path, step):
     run = train(duel(seed=7), tmp_path / "run", resume=True)
     assert run.finished
     assert_equal_runs(whole, tmp_path / "run")
-    assert_equal(run.history.rows, training.History.read(whole / "metrics.csv").rows)
+    assert run.history.rows == training.History.read(whole / "metrics.csv").rows
 
 
 def test_after_many_power_cuts(whole, tmp_path):
@@ -386,10 +386,9 @@ def test_two_players_accumulate_each_its_own_gradients(tmp_path):
     for step, batch in enumerate(loader):
         for name, terms in players.training_losses(batch, step):
             (sum(terms.values()) / 2).backward(inputs=list(getattr(players, name).parameters()))
-    for optimizer in optimizers.values():
-        optimizer.step()
-    for key, value in weights(players).items():
-        torch.testing.assert_close(weights(model)[key], value, atol=1e-7, rtol=1e-6)
+            if step == 1:
+                optimizers[name].step()
+    assert_equal(weights(model), weights(players))
 
 
 def test_a_run_that_accumulates_resumes_bitwise(tmp_path):
@@ -484,8 +483,12 @@ def test_ema_of_nothing_costs_nothing(tmp_path):
     ({"accumulate": 4, "checkpoint_every": 10}, "train.checkpoint_every must be a multiple"),
 ])
 def test_options_that_make_no_sense(options, sentence):
+    # Around __init__, where these tests (and no user) have a type checker that would speak first.
+    record = object.__new__(TrainOptions)
+    for name, value in (vars(TrainOptions()) | options).items():
+        object.__setattr__(record, name, value)
     with pytest.raises(InputError, match=sentence):
-        TrainOptions(**options)
+        record.__post_init__()
 
 
 def test_half_precision_needs_a_gpu(tmp_path):
