@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['MODELS', 'DATASETS', 'CHOICES', 'CONFIGS', 'WEIGHTS', 'Family', 'nearest', 'type_in_words', 'read_value', 'settings',
            'argument_comments', 'Config', 'data_settings', 'model_settings', 'train_settings', 'chosen', 'as_yaml',
-           'read_yaml', 'override', 'parse_value', 'checked', 'read_config', 'shipped_configs', 'find_config',
-           'resolved', 'build_dataset', 'with_dataset', 'build_augment', 'build_resize', 'trained_resolution',
-           'build_model', 'Weights', 'label_space_to_json', 'label_space_from_json', 'sampling_state', 'save_weights',
-           'write_card', 'load_weights', 'filled', 'read_torch_file', 'shipped_weights', 'load', 'run_record',
-           'read_run', 'load_run', 'load_source', 'sampling_method', 'sampling_options']
+           'read_yaml', 'checked_sections', 'override', 'parse_value', 'checked', 'read_config', 'with_dataset',
+           'shipped_configs', 'find_config', 'resolved', 'build_dataset', 'build_augment', 'build_resize',
+           'trained_resolution', 'build_model', 'Weights', 'label_space_to_json', 'label_space_from_json', 'run_record',
+           'read_record', 'sampling_state', 'save_weights', 'write_card', 'load_weights', 'filled', 'read_torch_file',
+           'shipped_weights', 'load', 'read_run', 'load_run', 'load_source', 'sampling_method', 'sampling_options']
 
-# %% ../nbs/91_configs.ipynb #519ddf90
+# %% ../nbs/91_configs.ipynb #ceed23bc
 import inspect
 import json
 import math
@@ -33,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
+import semsynth
 from .cgan import PRESETS as CGAN_PRESETS
 from .cgan import cgan
 from semsynth.datasets import (
@@ -43,18 +44,17 @@ from semsynth.datasets import (
     Folder,
     Resize,
     SyntheticFacades,
-    as_size,
 )
 from .labels import LABEL_SPACES, InputError, LabelSpace
 from .pix2pix import PRESETS as PIX2PIX_PRESETS
 from .pix2pix import pix2pix
 from .synthesizer import Synthesizer
 
-# %% ../nbs/91_configs.ipynb #855039ad
+# %% ../nbs/91_configs.ipynb #cb1eaa64
 class Family(NamedTuple):
     "What a config may name under `model`."
 
-    builder: Callable[..., Synthesizer]     # Composes the networks; its first argument is num_classes
+    builder: Callable[..., Synthesizer]  # Composes the networks; its first argument is num_classes
     presets: Mapping[str, Mapping[str, Any]]  # Named sets of the builder's arguments
 
 
@@ -72,20 +72,21 @@ DATASETS = {
     "folder": Folder,
 }
 
-# %% ../nbs/91_configs.ipynb #a8a97aed
-CHOICES = {LabelSpace: LABEL_SPACES}  # Arguments that are objects, and the names that a file has for them
+# %% ../nbs/91_configs.ipynb #c791a40e
+# Arguments that are objects, and the names that a file has for them.
+CHOICES = {LabelSpace: LABEL_SPACES}
 
-# %% ../nbs/91_configs.ipynb #05ca4702
-CONFIGS = Path(__file__).parent / "configs"  # the configs that ship
-WEIGHTS = Path(__file__).parent / "weights"  # the weights that ship
+# %% ../nbs/91_configs.ipynb #3c127662
+CONFIGS = Path(semsynth.__file__).parent / "configs"  # the configs that ship
+WEIGHTS = Path(semsynth.__file__).parent / "weights"  # the weights that ship
 
-# %% ../nbs/91_configs.ipynb #c74e60a8
+# %% ../nbs/91_configs.ipynb #69368c9e
 def nearest(name: object, known: Iterable[str]) -> str:
     "How a sentence about a wrong name ends: the name that was perhaps meant, and all there are."
     known = list(known)
     near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-    meant = f"did you mean {near[0]}? " if near else ""
-    return f"{meant}There are: {', '.join(known) or 'none'}"
+    choices = ", ".join(known) or "none"
+    return f"did you mean {near[0]} (of {choices})?" if near else f"there are {choices}"
 
 # %% ../nbs/91_configs.ipynb #c2cc1658
 def type_in_words(annotation: Any) -> str:
@@ -102,9 +103,9 @@ def type_in_words(annotation: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
     return names.get(annotation, "text")
 
-# %% ../nbs/91_configs.ipynb #939d9875
+# %% ../nbs/91_configs.ipynb #e2259fd6
 def _plain(value: Any, annotation: Any) -> Any:
-    "`value` as the annotation wants it, in terms that YAML can write; ValueError where it does not fit."
+    "`value` as the annotation wants it, in terms that YAML can write; or a ValueError."
     parts = [part for part in get_args(annotation) if part is not Ellipsis]
     if annotation in (Any, Parameter.empty):
         return value
@@ -176,10 +177,10 @@ def _kind(value: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "a truth value", str: "text"}
     return names.get(type(value), "nothing" if value is None else f"a {type(value).__name__}")
 
-# %% ../nbs/91_configs.ipynb #b4647afc
+# %% ../nbs/91_configs.ipynb #3fdfb0c9
 def settings(
     function: Callable,  # A builder, a constructor, a transform
-    *given: str,         # Arguments that somebody else gives
+    *given: str,  # Arguments that somebody else gives
 ) -> dict[str, Parameter]:
     "The arguments that a config may set."
     parameters = signature(function).parameters
@@ -199,24 +200,27 @@ def argument_comments(
             comments.setdefault(names[token.start[0]], token.string.lstrip("# "))
     return {name: comments[name] for name in signature(function).parameters if name in comments}
 
-# %% ../nbs/91_configs.ipynb #19b2d167
+# %% ../nbs/91_configs.ipynb #304233dd
 @dataclass(frozen=True)
 class Config:
     "A run in four parts; each is a plain dictionary, as YAML gives it."
 
-    data: dict[str, Any]              # `name` of the dataset, its arguments, and those of `Augment`
-    model: dict[str, Any]             # `name` of the family, perhaps a `preset`, arguments of its builder
+    data: dict[str, Any]  # `name` of the dataset, its arguments, and those of `Augment`
+    model: dict[str, Any]  # `name` of the family, perhaps a `preset`, arguments of its builder
     optim: dict[str, dict[str, Any]]  # One entry per submodule that learns
-    train: dict[str, Any]             # `TrainOptions`
+    train: dict[str, Any]  # `TrainOptions`
 
     def to_yaml(self) -> str:
         "The config as text, one setting a line."
         lines = []
         for section, values in asdict(self).items():
-            lines += [f"{section}:", *(f"  {key}: {as_yaml(value)}" for key, value in values.items())]
+            lines += [
+                f"{section}:",
+                *(f"  {key}: {as_yaml(value)}" for key, value in values.items()),
+            ]
         return "\n".join(lines) + "\n"
 
-# %% ../nbs/91_configs.ipynb #d42c1558
+# %% ../nbs/91_configs.ipynb #b2a367d8
 def data_settings(
     name: str,  # A name in `DATASETS`
 ) -> dict[str, Parameter]:
@@ -233,15 +237,16 @@ def model_settings(
 
 def train_settings() -> dict[str, Parameter]:
     "What `train` may hold: the fields of `TrainOptions`."
-    from semsynth.training import TrainOptions  # imports Lightning, which drawing a sample does not need
+    # Here, because it imports Lightning, which drawing a sample does not need.
+    from semsynth.training import TrainOptions
 
     return settings(TrainOptions)
 
 
 def chosen(
-    name: Any,            # What a config or a command line says
-    known: Mapping,       # Things by name
-    kind: str,            # What they are called
+    name: Any,       # What a config or a command line says
+    known: Mapping,  # Things by name
+    kind: str,       # What they are called
 ) -> Any:
     "The thing of this name, or an InputError with the nearest right one."
     if name not in list(known):
@@ -259,7 +264,7 @@ def as_yaml(value: Any) -> str:
     text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
 
-# %% ../nbs/91_configs.ipynb #1a1929b0
+# %% ../nbs/91_configs.ipynb #bc763209
 class _Loader(yaml.SafeLoader):
     "A YAML reader that refuses a key given twice, where PyYAML lets the last one win."
 
@@ -267,46 +272,70 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise InputError(f"line {node.start_mark.line + 1} ff. give the key {twice!r} twice; keep one")
+            raise InputError(
+                f"line {node.start_mark.line + 1} ff. give the key {twice!r} twice; keep one"
+            )
         return super().construct_mapping(node, deep)
 
-# %% ../nbs/91_configs.ipynb #551fc71c
+# %% ../nbs/91_configs.ipynb #66f2469e
 def read_yaml(path: Path) -> dict[str, Any]:
     "A YAML file that holds a mapping, or an InputError in one sentence."
     if not path.is_file():
-        raise InputError(f"there is no config file {path}; `semsynth models` lists the configs that ship")
+        raise InputError(
+            f"there is no config file {path}; `semsynth models` lists the configs that ship"
+        )
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not text; a config is a YAML file with data, model, optim, train") from None
+        raise InputError(
+            f"{path} is not text; a config is a YAML file with data, model, optim, train"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path} is not YAML{line}: {getattr(error, 'problem', 'unreadable')}") from None
+        raise InputError(
+            f"{path} is not YAML{line}: {getattr(error, 'problem', 'unreadable')}"
+        ) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if type(content) is not dict:
-        raise InputError(f"{path} holds no settings; a config has the sections data, model, optim, train")
+        raise InputError(
+            f"{path} holds no settings; a config has the sections data, model, optim, train"
+        )
     return content
 
-# %% ../nbs/91_configs.ipynb #940294dc
+# %% ../nbs/91_configs.ipynb #b36f7f70
+def checked_sections(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    "The same, if it holds nothing but the four sections, each with keys and values."
+    sections = [field.name for field in fields(Config)]
+    for section, values in content.items():
+        if section not in sections:
+            raise InputError(f"a config has no section {section!r}: {nearest(section, sections)}")
+        if type(values) is not dict:
+            raise InputError(f"the section {section} is {values!r}, but holds keys and values")
+    return content
+
+
 def override(
-    content: dict[str, Any],  # As read from a file; not changed
+    content: dict[str, Any],     # As read from a file; not changed
     assignments: Iterable[str],  # Such as train.num_steps=100
 ) -> dict[str, Any]:
     "The same with single values replaced."
-    content = {section: dict(values) for section, values in content.items()}
+    content = {section: dict(values) for section, values in checked_sections(content).items()}
     for assignment in assignments:
         place, equals, text = assignment.partition("=")
         section, *keys = place.split(".")
         if not (equals and 1 <= len(keys) <= 2):
-            raise InputError(f"{assignment!r} sets nothing; write section.key=value, such as train.num_steps=100")
-        chosen(section, {field.name: None for field in fields(Config)}, "section")
+            raise InputError(
+                f"{assignment!r} sets nothing; write section.key=value, such as train.num_steps=100"
+            )
+        checked_sections({section: {}})
         target = content.setdefault(section, {})
-        if len(keys) == 2:
-            target[keys[0]] = dict(target.get(keys[0]) or {})
-            target = target[keys[0]]
+        for key in keys[:-1]:
+            inner = target.get(key)
+            target[key] = dict(inner) if type(inner) is dict else {}
+            target = target[key]
         target[keys[-1]] = parse_value(text, place)
     return content
 
@@ -319,22 +348,24 @@ def parse_value(
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError:
-        raise InputError(f"the value {text!r} of {where} cannot be read; quote it as in YAML") from None
+        raise InputError(
+            f"the value {text!r} of {where} cannot be read; quote it as in YAML"
+        ) from None
 
-# %% ../nbs/91_configs.ipynb #28d909d8
+# %% ../nbs/91_configs.ipynb #250bb1e3
 def checked(
     content: Mapping[str, Any],  # As read from a file, overrides applied
 ) -> Config:
     "A config in which every key exists and every value has its type."
-    sections = [field.name for field in fields(Config)]
-    for section in content:
-        if section not in sections:
-            raise InputError(f"a config has no section {section!r}: {nearest(section, sections)}")
-        if type(content[section]) is not dict:
-            raise InputError(f"the section {section} is {content[section]!r}, but holds keys and values")
+    checked_sections(content)
     for section in ("data", "model"):
         if "name" not in content.get(section, {}):
             raise InputError(f"{section}.name is missing: it names what to build")
+    for key, parameter in data_settings(content["data"]["name"]).items():
+        missing = parameter.default is Parameter.empty and key not in content["data"]
+        if missing and key != "root":  # which the command line has an option for
+            takes = type_in_words(parameter.annotation)
+            raise InputError(f"data.{key} is missing; it takes {takes}")
 
     data, model = content["data"], content["model"]
     presets = chosen(model["name"], MODELS, "model").presets
@@ -343,9 +374,24 @@ def checked(
     return Config(
         data=_checked_section("data", data, data_settings(data["name"]), "name"),
         model=_checked_section("model", model, model_settings(model["name"]), "name", "preset"),
-        optim=content.get("optim", {}),
-        train=_checked_section("train", content.get("train", {}), train_settings()),
+        optim=_numbers(content.get("optim", {})),
+        train=_checked_train(content.get("train", {})),
     )
+
+
+def _checked_train(content: Mapping[str, Any]) -> dict[str, Any]:
+    return _checked_section("train", content, train_settings()) if content else {}
+
+
+def _numbers(value: Any) -> Any:
+    "Text that is a number becomes one; `make_optimizers` says what else is wrong."
+    if type(value) is dict:
+        return {key: _numbers(inner) for key, inner in value.items()}
+    if type(value) is list:
+        return [_numbers(inner) for inner in value]
+    with suppress(TypeError, ValueError):
+        return float(value) if type(value) is str else value
+    return value
 
 
 def _checked_section(
@@ -361,16 +407,34 @@ def _checked_section(
         values[key] = read_value(value, known[key], f"{section}.{key}")
     return values
 
-# %% ../nbs/91_configs.ipynb #d442e0e9
+# %% ../nbs/91_configs.ipynb #91ea8dc9
 def read_config(
-    path: str | Path,                # A YAML file
-    overrides: Iterable[str] = (),   # Such as train.num_steps=100
+    path: str | Path,               # A YAML file
+    overrides: Iterable[str] = (),  # Such as train.num_steps=100
 ) -> Config:
     "Reads and checks a config."
     content = read_yaml(Path(path))
     return checked(override(content, overrides))
 
-# %% ../nbs/91_configs.ipynb #6f66959d
+# %% ../nbs/91_configs.ipynb #6e1122ef
+def with_dataset(
+    config: Config,              # Of a trained model
+    dataset: str | None = None,  # A name in `DATASETS`; None: the same
+    root: str | None = None,     # Where its files are; None: as the config says
+) -> Config:
+    "The same config for other data: settings that the other dataset does not know are dropped."
+    name = dataset or config.data["name"]
+    known = data_settings(name)
+    other = name != config.data["name"]
+    kept = {
+        key: value
+        for key, value in config.data.items()
+        if key in known and not (other and key == "root")
+    }
+    given = {} if root is None else {"root": root}
+    return replace(config, data={"name": name} | kept | given)
+
+# %% ../nbs/91_configs.ipynb #e3a57cc0
 def shipped_configs() -> dict[str, Path]:
     "The configs that ship, by name."
     return {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
@@ -381,7 +445,7 @@ def find_config(
     model: str,                     # A name in `MODELS`
     overrides: Iterable[str] = (),  # Such as train.num_steps=100
 ) -> Config:
-    "The config that ships for this pair; without one of its own, the family's, with the dataset put in."
+    "The config that ships for this pair; without one, the family's, with the dataset put in."
     chosen(dataset, DATASETS, "dataset"), chosen(model, MODELS, "model")
     shipped = shipped_configs()
     content = read_yaml(shipped.get(f"{model}-{dataset}") or shipped[model])
@@ -420,7 +484,7 @@ def _arguments(values: Mapping[str, Any], known: Mapping[str, Parameter]) -> dic
         arguments[key] = tuple(value) if type(value) is list else value
     return arguments
 
-# %% ../nbs/91_configs.ipynb #102600d7
+# %% ../nbs/91_configs.ipynb #95ef4dda
 def build_dataset(
     config: Config,
     split: str | None = None,  # None: as the config says, or the dataset's own default
@@ -431,27 +495,16 @@ def build_dataset(
     values = config.data if split is None else config.data | {"split": split}
     for name, parameter in known.items():
         if parameter.default is Parameter.empty and values.get(name) is None:
-            raise InputError(f"the dataset {config.data['name']} needs data.{name}: give --data-{name} …")
+            raise InputError(
+                f"the dataset {config.data['name']} needs data.{name}: give --data-{name} …"
+            )
     return constructor(**_arguments(values, known))
-
-
-def with_dataset(
-    config: Config,               # Of a trained model
-    dataset: str | None = None,   # A name in `DATASETS`; None: the same
-    root: str | None = None,      # Where its files are; None: as the config says
-) -> Config:
-    "The same config for other data: settings that the other dataset does not know are dropped."
-    name = dataset or config.data["name"]
-    known = data_settings(name)
-    other = name != config.data["name"]
-    kept = {key: value for key, value in config.data.items() if key in known and not (other and key == "root")}
-    given = {} if root is None else {"root": root}
-    return replace(config, data={"name": name} | kept | given)
 
 
 def build_augment(config: Config) -> Augment:
     "The training transform that `data` describes."
-    return Augment(**_arguments(config.data, settings(Augment)))
+    data = _defaults(data_settings(config.data["name"])) | config.data
+    return Augment(**_arguments(data, settings(Augment)))
 
 
 def build_resize(config: Config) -> Resize:
@@ -461,9 +514,9 @@ def build_resize(config: Config) -> Resize:
 
 def trained_resolution(config: Config) -> tuple[int, int]:
     "(height, width) of the images that the model is trained on."
-    return as_size(_arguments(config.data, settings(Augment))["resolution"])
+    return build_augment(config).size
 
-# %% ../nbs/91_configs.ipynb #486bdd7e
+# %% ../nbs/91_configs.ipynb #ba6ee303
 def build_model(
     config: Config,
     num_classes: int,  # Of the dataset's label space
@@ -475,7 +528,9 @@ def build_model(
     model = family.builder(num_classes, **(dict(preset) | _arguments(config.model, known)))
     empty = [name for name, weight in model.named_parameters() if weight.numel() == 0]
     if empty:
-        raise InputError(f"model: {empty[0]} is left without channels; every size must be at least 1")
+        raise InputError(
+            f"model: {empty[0]} is left without channels; every size must be at least 1"
+        )
     return model
 
 # %% ../nbs/91_configs.ipynb #975b41e2
@@ -501,7 +556,33 @@ def label_space_from_json(text: str) -> LabelSpace:
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if type(value) is list else value
 
-# %% ../nbs/91_configs.ipynb #cbdef447
+# %% ../nbs/91_configs.ipynb #7a5ab568
+def run_record(
+    config: Config,                 # As resolved
+    label_space: LabelSpace,        # What the class ids mean
+    facts: Mapping[str, str] = {},  # Such as the commit
+) -> dict[str, Any]:
+    "What checkpoints and weights keep beside their tensors, so that they describe themselves."
+    return asdict(config) | {"label_space": label_space_to_json(label_space), "facts": dict(facts)}
+
+
+def read_record(
+    record: Mapping[str, Any],  # From `run_record`
+    source: Path | str,         # Named in an error
+) -> tuple[Config, LabelSpace, dict[str, str]]:
+    "The config, the label space and the facts, checked."
+    try:
+        label_space = label_space_from_json(record["label_space"])
+        content = {name: record[name] for name in ("data", "model", "optim")}
+        train, facts = dict(record["train"]), dict(record["facts"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(
+            f"{source}: its description is damaged ({error!r}); save it again"
+        ) from None
+    # How long it was trained has no part in drawing, so `train` is taken as it is.
+    return replace(checked(content), train=train), label_space, facts
+
+# %% ../nbs/91_configs.ipynb #d6ebc1f0
 def sampling_state(
     model: Synthesizer,  # Any family
 ) -> dict[str, torch.Tensor]:
@@ -511,39 +592,38 @@ def sampling_state(
 
 
 def _halved(value: torch.Tensor) -> torch.Tensor:
-    "Kernels as float16. Vectors (norms, their statistics) are tiny and sensitive: they stay as they are."
+    "Kernels as float16. Vectors, such as a norm's statistics, are tiny and sensitive: they stay."
     half = value.half()
     fits = value.is_floating_point() and value.ndim > 1 and bool(half.isfinite().all())
     return (half if fits else value).contiguous()
 
-# %% ../nbs/91_configs.ipynb #0b60e69e
+# %% ../nbs/91_configs.ipynb #498bad43
 def save_weights(
-    path: str | Path,             # Ends in .safetensors
-    model: Synthesizer,           # What to save
-    config: Config,               # How it was built and trained
-    label_space: LabelSpace,      # What its class ids mean
-    card: str = "",               # Markdown that goes into the card
+    path: str | Path,               # Ends in .safetensors
+    model: Synthesizer,             # What to save
+    config: Config,                 # How it was built and trained
+    label_space: LabelSpace,        # What its class ids mean
+    card: str = "",                 # Markdown that goes into the card
     facts: Mapping[str, Any] = {},  # Such as step and commit
 ) -> Path:
     "Writes a safetensors file that describes itself, and a card in Markdown beside it."
     path = Path(path)
     facts = {key: str(value) for key, value in facts.items()}
-    metadata = {
-        "format": "semsynth",
-        "version": version("semsynth"),
-        "config": json.dumps(asdict(config)),
-        "label_space": label_space_to_json(label_space),
-        "facts": json.dumps(facts),
-    }
+    # Where the files lay on one machine is nobody else's business.
+    config = replace(config, data={k: v for k, v in config.data.items() if k != "root"})
+    description = run_record(config, label_space, facts) | {"version": version("semsynth")}
     state = {key: _halved(value.cpu()) for key, value in sampling_state(model).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
-    save_file(state, unfinished, metadata)
+    # One entry: several would be written in any order, and equal weights make equal files.
+    save_file(state, unfinished, {"semsynth": json.dumps(description)})
     unfinished.replace(path)
-    path.with_suffix(".md").write_text(write_card(path, config, label_space, card, facts), encoding="utf-8")
+    path.with_suffix(".md").write_text(
+        write_card(path, config, label_space, card, facts), encoding="utf-8"
+    )
     return path
 
-# %% ../nbs/91_configs.ipynb #66569ec0
+# %% ../nbs/91_configs.ipynb #d4ab2e43
 def write_card(
     path: Path, config: Config, label_space: LabelSpace, card: str, facts: Mapping[str, str]
 ) -> str:
@@ -553,7 +633,7 @@ def write_card(
     known = {
         "model": config.model["name"],
         "dataset": config.data["name"],
-        "classes": f"{label_space.num_classes} ({label_space.name}): {', '.join(label_space.names)}",
+        "classes": f"{label_space.num_classes}: {', '.join(label_space.names)}",
         "size": f"{path.stat().st_size / 1e6:.1f} MB",
         "semsynth": version("semsynth"),
     }
@@ -561,54 +641,55 @@ def write_card(
     lines += ["", "```yaml", config.to_yaml().strip(), "```", ""]
     return "\n".join(lines)
 
-# %% ../nbs/91_configs.ipynb #73cce78f
+# %% ../nbs/91_configs.ipynb #6714c1b4
 def load_weights(
     path: str | Path,  # Written by `save_weights`
 ) -> Weights:
     "Builds the model that the file describes and fills it."
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"there is no file {path}; give a run folder, a safetensors file or {_shipped_names()}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}): copy or save it again") from None
-    if metadata.get("format") != "semsynth":
         raise InputError(
-            f"{path} holds tensors without a semsynth config, so nothing says what to build; published "
-            "checkpoints are read by the from_official of each network"
+            f"there is no file {path}; give a run folder, a safetensors file or {_shipped_names()}"
         )
     try:
-        config = checked(json.loads(metadata["config"]))
-        label_space = label_space_from_json(metadata["label_space"])
-        facts = json.loads(metadata["facts"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"the description inside {path} is damaged ({error}): save the weights again") from None
+        with safe_open(path, framework="pt") as file:
+            description = (file.metadata() or {}).get("semsynth")
+            state = {key: file.get_tensor(key) for key in file.keys()}
+    except SafetensorError as error:
+        raise InputError(
+            f"{path} is not a whole safetensors file ({error}): copy it again"
+        ) from None
+    if description is None:
+        raise InputError(
+            f"{path} holds tensors without a semsynth config, so nothing says what to build; "
+            "published checkpoints are read by the from_official of each network"
+        )
+    config, label_space, facts = read_record(parse_value(description, str(path)), path)
     model = build_model(config, label_space.num_classes)
     return Weights(filled(model, state, path), config, label_space, facts)
 
-# %% ../nbs/91_configs.ipynb #b7233ae3
+# %% ../nbs/91_configs.ipynb #5ed45e37
 def filled(
-    model: Synthesizer,                # As built
+    model: Synthesizer,                 # As built
     state: Mapping[str, torch.Tensor],  # What `sampling_state` gave, in any precision
-    source: Path | str,                # Named in an error
+    source: Path | str,                 # Named in an error
 ) -> Synthesizer:
     "The model with these weights, in eval mode; every tensor must have its place and its shape."
     expected = sampling_state(model)
     wrong = sorted(expected.keys() ^ state.keys())
-    wrong += [key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape]
+    wrong += [
+        key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape
+    ]
     if wrong:
         raise InputError(
-            f"{source} does not fit its config: {len(wrong)} tensors are missing, foreign or of another shape, "
-            f"the first is {wrong[0]}"
+            f"{source} does not fit its config: {len(wrong)} tensors are missing, foreign or of "
+            f"another shape, the first is {wrong[0]}"
         )
     whole = {key: state[key].to(value.dtype) for key, value in expected.items()}
     model.load_state_dict(model.state_dict() | whole)
     return model.eval()
 
-# %% ../nbs/91_configs.ipynb #35fe54ed
+# %% ../nbs/91_configs.ipynb #173bef43
 def read_torch_file(
     path: str | Path,  # Written by torch.save
 ) -> Any:
@@ -620,13 +701,15 @@ def read_torch_file(
         raise InputError(f"there is no file {path}") from None
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds more than tensors and plain values, or is no torch file at all; it may run code "
-            "when loaded, so it is refused: ask its author for safetensors"
+            f"{path} holds more than tensors and plain values, or is no torch file at all; it may "
+            "run code when loaded, so it is refused: ask its author for safetensors"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise InputError(f"{path} is cut short or damaged ({str(error).splitlines()[0]}): copy it again") from None
+    except (RuntimeError, EOFError, OSError):
+        raise InputError(
+            f"{path} is cut short or damaged, not a whole torch file: copy it again"
+        ) from None
 
-# %% ../nbs/91_configs.ipynb #6448f303
+# %% ../nbs/91_configs.ipynb #2954962e
 def shipped_weights() -> dict[str, Path]:
     "The weights that ship, by name."
     return {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors"))}
@@ -634,7 +717,7 @@ def shipped_weights() -> dict[str, Path]:
 
 def _shipped_names() -> str:
     names = ", ".join(shipped_weights())
-    return f"one of the weights that ship ({names})" if names else "weights of your own (none ship yet)"
+    return f"one of the weights that ship ({names})" if names else "your own (no weights ship yet)"
 
 
 def load(
@@ -646,16 +729,7 @@ def load(
         raise InputError(f"no weights ship as {name!r}: {nearest(name, shipped)}")
     return load_weights(shipped[name]).model
 
-# %% ../nbs/91_configs.ipynb #29827d5f
-def run_record(
-    config: Config,                # As resolved
-    label_space: LabelSpace,       # What the class ids mean
-    facts: Mapping[str, str] = {},  # Such as the commit
-) -> dict[str, Any]:
-    "What a checkpoint keeps beside its tensors, so that a run folder describes itself."
-    return asdict(config) | {"label_space": label_space_to_json(label_space), "facts": dict(facts)}
-
-
+# %% ../nbs/91_configs.ipynb #fa08a3d0
 def read_run(
     folder: str | Path,  # A run folder
 ) -> tuple[Config, LabelSpace, dict[str, Any]]:
@@ -664,15 +738,11 @@ def read_run(
     if not file.is_file():
         raise InputError(f"{folder} is no run folder: it holds no checkpoint.pt")
     state = read_torch_file(file)
-    if type(state) is not dict or "model" not in state or type(state.get("config")) is not dict:
+    whole = type(state) is dict and {"model", "ema", "step", "config"} <= state.keys()
+    if not whole or type(state["config"]) is not dict:
         raise InputError(f"{file} is no checkpoint of semsynth: it holds no config and no model")
-    try:
-        record = dict(state["config"])
-        label_space = label_space_from_json(record.pop("label_space"))
-        facts = record.pop("facts") | {"step": str(state["step"])}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"the description inside {file} is damaged ({error})") from None
-    return checked(record), label_space, state | {"facts": facts}
+    config, label_space, facts = read_record(state["config"], file)
+    return config, label_space, state | {"facts": facts | {"step": str(state["step"])}}
 
 
 def load_run(
@@ -681,10 +751,13 @@ def load_run(
     "The model as a run left it: the averaged weights where it keeps them."
     config, label_space, state = read_run(folder)
     model = build_model(config, label_space.num_classes)
-    tensors = {key: (state["model"] | state["ema"])[key] for key in sampling_state(model).keys() & state["model"].keys()}
+    tensors = {
+        key: (state["model"] | state["ema"])[key]
+        for key in sampling_state(model).keys() & state["model"].keys()
+    }
     return Weights(filled(model, tensors, folder), config, label_space, state["facts"])
 
-# %% ../nbs/91_configs.ipynb #b9cee8b3
+# %% ../nbs/91_configs.ipynb #c7d0a870
 def load_source(
     source: str | Path,  # A run folder, a safetensors file, or the name of weights that ship
 ) -> Weights:
@@ -696,7 +769,9 @@ def load_source(
         return load_weights(path)
     if path.is_file():
         read_torch_file(path)  # says so if it is dangerous or damaged
-        raise InputError(f"{path} is a torch file without a config: give the run folder, or a .safetensors file")
+        raise InputError(
+            f"{path} is a torch file without a config: give the run folder, or a .safetensors file"
+        )
     raise InputError(
         f"there is no {source}: give a run folder, a .safetensors file, or {_shipped_names()}"
     )

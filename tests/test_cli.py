@@ -23,8 +23,16 @@ from semsynth import cli
 from semsynth.cli import main
 from semsynth.configs import load_run, save_weights
 
-TINY = ["data.resolution=32", "data.load_resolution=32", "model.channels=4", "model.num_downs=4", "model.patch=16",
-        "train.num_steps=4", "train.batch_size=2", "train.log_every=1"]
+TINY = [
+    "data.resolution=32",
+    "data.load_resolution=32",
+    "model.channels=4",
+    "model.num_downs=4",
+    "model.patch=16",
+    "train.num_steps=4",
+    "train.batch_size=2",
+    "train.log_every=1",
+]
 CLASSES = "wall 0 48 255\nwindow 2 127 255\ndoor 2 207 255\n"
 
 
@@ -41,8 +49,14 @@ def write_pairs(folder: Path, count: int = 4, size: int = 32) -> Path:
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for n in range(count):
-            write_png(folder / split / "images" / f"{n}.png", rng.integers(0, 256, (size, size, 3), np.uint8))
-            write_png(folder / split / "labels" / f"{n}.png", (np.arange(size * size) % 3).reshape(size, size).astype(np.uint8))
+            write_png(
+                folder / split / "images" / f"{n}.png",
+                rng.integers(0, 256, (size, size, 3), np.uint8),
+            )
+            write_png(
+                folder / split / "labels" / f"{n}.png",
+                (np.arange(size * size) % 3).reshape(size, size).astype(np.uint8),
+            )
     return folder
 
 
@@ -70,12 +84,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     pairs, run = write_pairs(folder / "pairs"), folder / "run"
     assert train(pairs, f"--run-dir={run}") == 0
     trained = load_run(run)
-    weights = save_weights(folder / "tiny.safetensors", *trained[:3], card="A tiny model for tests.")
+    weights = save_weights(
+        folder / "tiny.safetensors", *trained[:3], card="A tiny model for tests."
+    )
     return World(folder, pairs, run, weights, first_label(pairs))
 
 
 def train(root: Path, *more: str) -> int:
-    return main(["train", "--dataset=folder", "--model=pix2pix", f"--data-root={root}", "--gpus=0", *TINY, *more])
+    return main(
+        [
+            "train",
+            "--dataset=folder",
+            "--model=pix2pix",
+            f"--data-root={root}",
+            "--gpus=0",
+            *TINY,
+            *more,
+        ]
+    )
 
 
 def fingerprint(folder: Path) -> dict[Path, str]:
@@ -100,11 +126,31 @@ def bad(make: Callable[[World, Path], Bad]) -> Callable[[World, Path], Bad]:
     return make
 
 
-def training(world: World, folder: Path, *more: str, says: tuple[str, ...], model: str = "pix2pix",
-             dataset: str = "folder", root: Path | None = None) -> Bad:
+def training(
+    world: World,
+    folder: Path,
+    *more: str,
+    says: tuple[str, ...],
+    model: str = "pix2pix",
+    dataset: str = "folder",
+    root: Path | None = None,
+) -> Bad:
     "A training that would work but for `more`."
-    words = ["train", "--dataset", dataset, "--model", model, "--data-root", str(root or world.pairs),
-             "--gpus", "0", "--run-dir", str(folder / "new"), *TINY, *more]
+    words = [
+        "train",
+        "--dataset",
+        dataset,
+        "--model",
+        model,
+        "--data-root",
+        str(root or world.pairs),
+        "--gpus",
+        "0",
+        "--run-dir",
+        str(folder / "new"),
+        *TINY,
+        *more,
+    ]
     return Bad(words, says)
 
 
@@ -130,7 +176,9 @@ def nothing_to_train(world, folder):
 
 @bad
 def unknown_model(world, folder):
-    return training(world, folder, model="pix2pux", says=("pix2pux", "did you mean pix2pix", "cgan"))
+    return training(
+        world, folder, model="pix2pux", says=("pix2pux", "did you mean pix2pix", "cgan")
+    )
 
 
 @bad
@@ -145,7 +193,9 @@ def unknown_preset(world, folder):
 
 @bad
 def unknown_key(world, folder):
-    return training(world, folder, "train.num_stesp=3", says=("num_stesp", "did you mean num_steps"))
+    return training(
+        world, folder, "train.num_stesp=3", says=("num_stesp", "did you mean num_steps")
+    )
 
 
 @bad
@@ -155,7 +205,9 @@ def unknown_section(world, folder):
 
 @bad
 def unknown_choice(world, folder):
-    return training(world, folder, "model.norm=bach", says=("model.norm", "bach", "batch", "instance"))
+    return training(
+        world, folder, "model.norm=bach", says=("model.norm", "bach", "batch", "instance")
+    )
 
 
 @bad
@@ -165,17 +217,23 @@ def assignment_without_value(world, folder):
 
 @bad
 def text_for_a_number(world, folder):
-    return training(world, folder, "train.num_steps=many", says=("train.num_steps", "many", "a whole number"))
+    return training(
+        world, folder, "train.num_steps=many", says=("train.num_steps", "many", "a whole number")
+    )
 
 
 @bad
 def fraction_for_a_whole_number(world, folder):
-    return training(world, folder, "train.batch_size=1.5", says=("train.batch_size", "1.5", "a whole number"))
+    return training(
+        world, folder, "train.batch_size=1.5", says=("train.batch_size", "1.5", "a whole number")
+    )
 
 
 @bad
 def list_for_a_number(world, folder):
-    return training(world, folder, "model.channels=[4,4]", says=("model.channels", "a whole number"))
+    return training(
+        world, folder, "model.channels=[4,4]", says=("model.channels", "a whole number")
+    )
 
 
 @bad
@@ -185,7 +243,9 @@ def unreadable_value(world, folder):
 
 @bad
 def negative_size(world, folder):
-    return training(world, folder, "data.resolution=-32", says=("data.resolution", "-32", "not negative"))
+    return training(
+        world, folder, "data.resolution=-32", says=("data.resolution", "-32", "not negative")
+    )
 
 
 @bad
@@ -200,7 +260,13 @@ def empty_batches(world, folder):
 
 @bad
 def resolution_that_the_network_cannot_take(world, folder):
-    return training(world, folder, "data.resolution=40", "data.load_resolution=40", says=("40 x 40", "multiples of 16", "32 x 32"))
+    return training(
+        world,
+        folder,
+        "data.resolution=40",
+        "data.load_resolution=40",
+        says=("40 x 40", "multiples of 16", "32 x 32"),
+    )
 
 
 @bad
@@ -242,7 +308,9 @@ def empty_folder(world, folder):
 @bad
 def empty_facades_folder(world, folder):
     (folder / "empty").mkdir()
-    return training(world, folder, dataset="facades", root=folder / "empty", says=("empty", "train"))
+    return training(
+        world, folder, dataset="facades", root=folder / "empty", says=("empty", "train")
+    )
 
 
 @bad
@@ -354,13 +422,17 @@ def run_folder_is_a_file(world, folder):
 @bad
 def run_folder_below_a_file(world, folder):
     (folder / "file").write_text("mine")
-    return training(world, folder, "--run-dir", str(folder / "file" / "run"), says=("file", "choose another"))
+    return training(
+        world, folder, "--run-dir", str(folder / "file" / "run"), says=("file", "choose another")
+    )
 
 
 def with_config(world: World, folder: Path, content: str | bytes, says: tuple[str, ...]) -> Bad:
     path = folder / "own.yaml"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return Bad(["train", "--config", str(path), "--gpus", "0", "--run-dir", str(folder / "new")], says)
+    return Bad(
+        ["train", "--config", str(path), "--gpus", "0", "--run-dir", str(folder / "new")], says
+    )
 
 
 @bad
@@ -370,7 +442,9 @@ def missing_config(world, folder):
 
 @bad
 def config_that_is_not_yaml(world, folder):
-    return with_config(world, folder, "data: {name: synthetic\nmodel: ]", ("own.yaml", "not YAML", "line 2"))
+    return with_config(
+        world, folder, "data: {name: synthetic\nmodel: ]", ("own.yaml", "not YAML", "line 2")
+    )
 
 
 @bad
@@ -380,7 +454,9 @@ def config_that_is_not_text(world, folder):
 
 @bad
 def config_that_is_a_list(world, folder):
-    return with_config(world, folder, "- data\n- model\n", ("own.yaml", "data, model, optim, train"))
+    return with_config(
+        world, folder, "- data\n- model\n", ("own.yaml", "data, model, optim, train")
+    )
 
 
 @bad
@@ -412,7 +488,10 @@ def resume_with_another_model(world, folder):
 
 @bad
 def resume_with_another_size(world, folder):
-    return Bad(["train", "--resume", str(world.run), "model.channels=8"], ("model.channels=8", "train.num_steps"))
+    return Bad(
+        ["train", "--resume", str(world.run), "model.channels=8"],
+        ("model.channels=8", "train.num_steps"),
+    )
 
 
 def with_checkpoint(world: World, folder: Path, content: bytes) -> Path:
@@ -461,7 +540,9 @@ def foreign_checkpoint(world, folder):
 @bad
 def malicious_checkpoint(world, folder):
     run = with_checkpoint(world, folder, torch_bytes({"model": Bomb(folder / "harm")}))
-    return Bad(["train", "--resume", str(run), "--gpus", "0"], ("checkpoint.pt", "refused", "safetensors"))
+    return Bad(
+        ["train", "--resume", str(run), "--gpus", "0"], ("checkpoint.pt", "refused", "safetensors")
+    )
 
 
 @bad
@@ -469,19 +550,37 @@ def checkpoint_of_other_networks(world, folder):
     state = torch.load(world.run / "checkpoint.pt", weights_only=True)
     state["config"]["model"]["channels"] = 6
     run = with_checkpoint(world, folder, torch_bytes(state))
-    return Bad(["sample", str(run), str(world.label), "-o", str(folder / "out")], ("run", "tensors", "shape"))
+    return Bad(
+        ["sample", str(run), str(world.label), "-o", str(folder / "out")],
+        ("run", "tensors", "shape"),
+    )
 
 
-def sampling(world: World, folder: Path, *more: str, says: tuple[str, ...], source: Path | None = None,
-             label: Path | None = None) -> Bad:
+def sampling(
+    world: World,
+    folder: Path,
+    *more: str,
+    says: tuple[str, ...],
+    source: Path | None = None,
+    label: Path | None = None,
+) -> Bad:
     "A sampling that would work but for `more`."
-    words = ["sample", str(source or world.weights), str(label or world.label), "-o", str(folder / "out"), *more]
+    words = [
+        "sample",
+        str(source or world.weights),
+        str(label or world.label),
+        "-o",
+        str(folder / "out"),
+        *more,
+    ]
     return Bad(words, says)
 
 
 @bad
 def unknown_weights(world, folder):
-    return sampling(world, folder, source=Path("pix2pux"), says=("pix2pux", "run folder", ".safetensors"))
+    return sampling(
+        world, folder, source=Path("pix2pux"), says=("pix2pux", "run folder", ".safetensors")
+    )
 
 
 @bad
@@ -495,7 +594,9 @@ def truncated_weights(world, folder):
 def foreign_weights(world, folder):
     path = folder / "foreign.safetensors"
     save_file({"w": torch.zeros(3)}, path)
-    return sampling(world, folder, source=path, says=("foreign.safetensors", "config", "from_official"))
+    return sampling(
+        world, folder, source=path, says=("foreign.safetensors", "config", "from_official")
+    )
 
 
 @bad
@@ -543,13 +644,21 @@ def image_that_is_there_already(world, folder):
 
 @bad
 def two_label_maps_of_one_name(world, folder):
-    return sampling(world, folder, str(world.pairs / "test" / "labels" / "0.png"), says=("0.png", "rename"))
+    return sampling(
+        world, folder, str(world.pairs / "test" / "labels" / "0.png"), says=("0.png", "rename")
+    )
 
 
 @bad
 def too_few_instance_maps(world, folder):
-    return sampling(world, folder, str(world.pairs / "train" / "labels" / "1.png"), "--instances", str(world.label),
-                    says=("--instances", "1", "2"))
+    return sampling(
+        world,
+        folder,
+        str(world.pairs / "train" / "labels" / "1.png"),
+        "--instances",
+        str(world.label),
+        says=("--instances", "1", "2"),
+    )
 
 
 @bad
@@ -580,17 +689,23 @@ def option_of_another_family(world, folder):
 
 @bad
 def option_of_the_wrong_type(world, folder):
-    return sampling(world, folder, "--dropout", "perhaps", says=("--dropout", "perhaps", "true or false"))
+    return sampling(
+        world, folder, "--dropout", "perhaps", says=("--dropout", "perhaps", "true or false")
+    )
 
 
 def evaluating(world: World, folder: Path, *more: str, says: tuple[str, ...]) -> Bad:
     "An evaluation that would work but for `more`."
-    return Bad(["evaluate", str(world.run), "--out", str(folder / "out"), "--gpus", "0", *more], says)
+    return Bad(
+        ["evaluate", str(world.run), "--out", str(folder / "out"), "--gpus", "0", *more], says
+    )
 
 
 @bad
 def other_classes(world, folder):
-    return evaluating(world, folder, "--dataset", "synthetic", says=("3 classes", "12", "same classes"))
+    return evaluating(
+        world, folder, "--dataset", "synthetic", says=("3 classes", "12", "same classes")
+    )
 
 
 @bad
@@ -606,13 +721,18 @@ def more_images_than_there_are(world, folder):
 
 
 @bad
-def batches_of_minus_one(world, folder):
-    return evaluating(world, folder, "--batch-size", "-1", says=("batch_size", "-1"))
+def split_of_another_name(world, folder):
+    words = ["--dataset", "synthetic", "--split", "tset"]
+    return evaluating(world, folder, *words, says=("tset", "train", "test"))
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_sentence_and_harms_nothing(
-    name: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.chdir(tmp_path)
     words, says = BAD[name](world, tmp_path)
@@ -624,7 +744,9 @@ def test_bad_input_is_one_sentence_and_harms_nothing(
     sentence = err.strip()
 
     assert code == 2, err
-    assert sentence.startswith("semsynth: ") and "\n" not in sentence and "Traceback" not in sentence
+    assert (
+        sentence.startswith("semsynth: ") and "\n" not in sentence and "Traceback" not in sentence
+    )
     assert len(sentence) < 700
     for word in says:
         assert word in sentence
@@ -638,10 +760,15 @@ def test_there_are_at_least_thirty_bad_inputs():
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"), [(errno.EACCES, "may write"), (errno.ENOSPC, "free some space"), (errno.EROFS, "disk")]
+    ("number", "remedy"),
+    [(errno.EACCES, "may write"), (errno.ENOSPC, "free some space"), (errno.EROFS, "disk")],
 )
 def test_a_disk_that_refuses_is_one_sentence(
-    number: int, remedy: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture,
+    number: int,
+    remedy: str,
+    world: World,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ):
     def refuse(path: Path, text: str) -> None:
@@ -680,22 +807,43 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 # What works.
 
 
-def test_train_resume_sample_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_train_resume_sample_evaluate(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
     "Each verb hands on what the next one needs, on the data that need no download."
     monkeypatch.chdir(tmp_path)
-    words = ["train", "--dataset", "synthetic", "--model", "cgan", "--gpus", "0", "data.resolution=32",
-             "data.load_resolution=32", "data.num_images=8", "model.channels=4", "model.num_blocks=1",
-             "model.patch=16", "train.batch_size=2", "train.num_steps=4"]
+    words = [
+        "train",
+        "--dataset",
+        "synthetic",
+        "--model",
+        "cgan",
+        "--gpus",
+        "0",
+        "data.resolution=32",
+        "data.load_resolution=32",
+        "data.num_images=8",
+        "model.channels=4",
+        "model.num_blocks=1",
+        "model.patch=16",
+        "train.batch_size=2",
+        "train.num_steps=4",
+    ]
     assert main(words) == 0
     run = Path("runs/cgan-synthetic-1")
-    assert {"config.yaml", "checkpoint.pt", "metrics.csv", "samples"} <= {path.name for path in run.iterdir()}
+    assert {"config.yaml", "checkpoint.pt", "metrics.csv", "samples"} <= {
+        path.name for path in run.iterdir()
+    }
 
     assert main(["train", "--resume", str(run), "--gpus", "0", "train.num_steps=6"]) == 0
     assert load_run(run).facts["step"] == "6"
     assert "num_steps: 6" in (run / "config.yaml").read_text()
 
     ids = write_png(tmp_path / "ids.png", np.arange(1024).reshape(32, 32).astype(np.uint8) % 12)
-    assert main(["sample", str(run), str(ids), "-o", "drawn", "--num-samples", "2", "--gpus", "0"]) == 0
+    assert (
+        main(["sample", str(run), str(ids), "-o", "drawn", "--num-samples", "2", "--gpus", "0"])
+        == 0
+    )
     drawn = [np.asarray(Image.open(tmp_path / "drawn" / f"ids_{n}.png")) for n in (0, 1)]
     assert drawn[0].shape == (32, 32, 3) and (drawn[0] != drawn[1]).any()
 
@@ -707,12 +855,17 @@ def test_train_resume_sample_evaluate(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "report" / "gallery.html").is_file()
 
 
-def test_the_report_depends_on_no_batch_size(world: World, tmp_path: Path):
-    for size in (1, 3):
-        words = ["evaluate", str(world.run), "--out", str(tmp_path / str(size)), "--batch-size", str(size), "--gpus=0"]
+def test_fewer_images_are_the_first_of_all(world: World, tmp_path: Path):
+    "Each image is drawn with a seed of its own, so the number of others changes nothing."
+    reports = []
+    for count in ("2", "4"):
+        out = tmp_path / count
+        words = ["evaluate", str(world.run), "--out", str(out), "--num-images", count, "--gpus=0"]
         assert main([*words, "--dropout"]) == 0
-    one, three = (json.loads((tmp_path / size / "report.json").read_text()) for size in ("1", "3"))
-    assert one["scores"] == three["scores"] and one["protocol"]["sampler_options"] == {"dropout": True}
+        reports.append(json.loads((out / "report.json").read_text()))
+    assert reports[0]["images"] == reports[1]["images"][:2]
+    options = {"dropout": True, "batch_statistics": False}
+    assert reports[0]["protocol"]["sampler_options"] == options
 
 
 def test_weights_draw_what_the_run_drew(world: World, tmp_path: Path):
@@ -726,10 +879,27 @@ def test_weights_draw_what_the_run_drew(world: World, tmp_path: Path):
 
 
 def test_ids_and_palette_colours_draw_the_same(world: World, tmp_path: Path):
-    palette = np.array([[int(part) for part in line.split()[1:]] for line in CLASSES.splitlines()], np.uint8)
+    palette = np.array(
+        [[int(part) for part in line.split()[1:]] for line in CLASSES.splitlines()], np.uint8
+    )
     painted = write_png(tmp_path / "painted.png", palette[np.asarray(Image.open(world.label))])
-    assert main(["sample", str(world.run), str(world.label), str(painted), "-o", str(tmp_path / "out"), "--gpus=0"]) == 0
-    assert (tmp_path / "out" / "0.png").read_bytes() == (tmp_path / "out" / "painted.png").read_bytes()
+    assert (
+        main(
+            [
+                "sample",
+                str(world.run),
+                str(world.label),
+                str(painted),
+                "-o",
+                str(tmp_path / "out"),
+                "--gpus=0",
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "out" / "0.png").read_bytes() == (
+        tmp_path / "out" / "painted.png"
+    ).read_bytes()
 
 
 def test_overwrite_replaces(world: World, tmp_path: Path):
@@ -763,8 +933,12 @@ def test_doctor_is_content(capsys: pytest.CaptureFixture):
     assert "Ready." in capsys.readouterr().out
 
 
-def test_doctor_names_what_is_missing(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cli.importlib.metadata, "requires", lambda name: ["torch>=999", "not-a-package>=1"])
+def test_doctor_names_what_is_missing(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        cli.importlib.metadata, "requires", lambda name: ["torch>=999", "not-a-package>=1"]
+    )
     assert main(["doctor"]) == 1
     text = capsys.readouterr().out
     assert "pip install 'not-a-package>=1'" in text and "Not ready: torch, not-a-package" in text
@@ -772,21 +946,38 @@ def test_doctor_names_what_is_missing(capsys: pytest.CaptureFixture, monkeypatch
 
 def run_python(root: Path, folder: Path, *words: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(root)}
-    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 def test_train_py_is_semsynth_train(root: Path, tmp_path: Path):
     "As the README writes it; the sentence is all that a shell sees."
-    words = ["--dataset", "cityscapes", "--model", "pix2pix", "--gpus", "0", "--data-root", "nowhere"]
+    words = [
+        "--dataset",
+        "cityscapes",
+        "--model",
+        "pix2pix",
+        "--gpus",
+        "0",
+        "--data-root",
+        "nowhere",
+    ]
     result = run_python(root, tmp_path, str(root / "train.py"), *words)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "nowhere" in result.stderr and "leftImg8bit" in result.stderr and not any(tmp_path.iterdir())
+    assert (
+        "nowhere" in result.stderr
+        and "leftImg8bit" in result.stderr
+        and not any(tmp_path.iterdir())
+    )
 
 
 def test_help_needs_no_torch(root: Path, tmp_path: Path):
     "Help is there at once, also where PyTorch is broken."
     (tmp_path / "torch.py").write_text("raise ImportError('broken')")
-    result = run_python(root, tmp_path, "-c", "from semsynth.cli import main; print(main(['--help']))")
+    result = run_python(
+        root, tmp_path, "-c", "from semsynth.cli import main; print(main(['--help']))"
+    )
     assert result.returncode == 0 and "evaluate" in result.stdout and result.stdout.endswith("0\n")
 
 
@@ -794,19 +985,40 @@ def test_help_needs_no_torch(root: Path, tmp_path: Path):
 
 
 def test_camvid_trains(camvid_folder: Path, tmp_path: Path):
-    words = ["train", "--dataset=camvid", "--model=pix2pix", f"--data-root={camvid_folder}", "--gpus=0",
-             f"--run-dir={tmp_path / 'run'}", *TINY, "train.num_steps=2"]
+    words = [
+        "train",
+        "--dataset=camvid",
+        "--model=pix2pix",
+        f"--data-root={camvid_folder}",
+        "--gpus=0",
+        f"--run-dir={tmp_path / 'run'}",
+        *TINY,
+        "train.num_steps=2",
+    ]
     assert main(words) == 0
 
 
 def test_cityscapes_trains(cityscapes_folder: Path, tmp_path: Path):
     root = tmp_path / "cityscapes"
-    for source, target in {"train_img": "leftImg8bit", "train_label": "gtFine", "train_inst": "gtFine"}.items():
+    for source, target in {
+        "train_img": "leftImg8bit",
+        "train_label": "gtFine",
+        "train_inst": "gtFine",
+    }.items():
         for path in sorted((cityscapes_folder / source).glob("*.png")):
             link = root / target / "train" / path.name.split("_")[0] / path.name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.resolve())
-    words = ["train", "--dataset=cityscapes", "--model=pix2pix", f"--data-root={root}", "--gpus=0",
-             f"--run-dir={tmp_path / 'run'}", *TINY, "data.resolution=[32, 64]", "data.load_resolution=[32, 64]",
-             "train.num_steps=2"]
+    words = [
+        "train",
+        "--dataset=cityscapes",
+        "--model=pix2pix",
+        f"--data-root={root}",
+        "--gpus=0",
+        f"--run-dir={tmp_path / 'run'}",
+        *TINY,
+        "data.resolution=[32, 64]",
+        "data.load_resolution=[32, 64]",
+        "train.num_steps=2",
+    ]
     assert main(words) == 0

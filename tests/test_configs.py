@@ -1,4 +1,4 @@
-"Configs, weights and runs: what is read, what is refused, and that every config which ships trains."
+"Configs, weights and runs: what is read, what is refused; every config that ships trains."
 
 import subprocess
 import sys
@@ -38,7 +38,12 @@ from semsynth.configs import (
 from semsynth.labels import CITYSCAPES_35, FACADES, InputError
 
 TINY = {  # Arguments that make a network small, whichever of them it has
-    "channels": 4, "discriminator_channels": 4, "num_downs": 4, "num_blocks": 1, "patch": 16, "noise_channels": 2,
+    "channels": 4,
+    "discriminator_channels": 4,
+    "num_downs": 4,
+    "num_blocks": 1,
+    "patch": 16,
+    "noise_channels": 2,
 }
 
 
@@ -68,7 +73,9 @@ def write_dataset(name: str, root: Path) -> Path:
                 stem = f"{split}/town/town_{n:06d}_000019"
                 write_image(root / "leftImg8bit" / f"{stem}_leftImg8bit.png", image)
                 write_image(root / "gtFine" / f"{stem}_gtFine_labelIds.png", ids)
-                write_image(root / "gtFine" / f"{stem}_gtFine_instanceIds.png", ids.astype(np.uint16))
+                write_image(
+                    root / "gtFine" / f"{stem}_gtFine_instanceIds.png", ids.astype(np.uint16)
+                )
     return root
 
 
@@ -79,9 +86,16 @@ def test_every_config_that_ships_trains(name: str, tmp_path: Path):
 
     config = read_config(shipped_configs()[name])
     words = [f"--data-root={write_dataset(config.data['name'], tmp_path / 'data')}"]
-    words += ["data.resolution=32" if config.data["name"] == "synthetic" else "data.resolution=[32, 64]"]
+    words += [
+        "data.resolution=32" if config.data["name"] == "synthetic" else "data.resolution=[32, 64]"
+    ]
     words += [words[-1].replace("resolution", "load_resolution")] + tiny(config.model["name"])
-    words += ["train.num_steps=2", "train.batch_size=2", "train.num_workers=0", f"--run-dir={tmp_path / 'run'}"]
+    words += [
+        "train.num_steps=2",
+        "train.batch_size=2",
+        "train.num_workers=0",
+        f"--run-dir={tmp_path / 'run'}",
+    ]
     if config.data["name"] == "synthetic":
         words.pop(0)
     assert main(["train", f"--config={shipped_configs()[name]}", "--gpus=0", *words]) == 0
@@ -101,7 +115,9 @@ def test_every_config_says_what_it_costs(name: str):
 def test_every_pair_has_a_config(dataset: str, model: str):
     config = find_config(dataset, model)
     assert config.data["name"] == dataset and config.model["name"] == model
-    assert set(config.optim) == set(build_model(find_config(dataset, model, tiny(model)), 3).trained)
+    assert set(config.optim) == set(
+        build_model(find_config(dataset, model, tiny(model)), 3).trained
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -126,7 +142,11 @@ def test_a_value_beats_the_preset_and_the_preset_beats_the_default():
     preset = MODELS["cgan"].presets["mini"]
     default = model_settings("cgan")["channels"].default
     assert preset["channels"] != default
-    for overrides, channels in ([], preset["channels"]), (["model.channels=5"], 5), (["model.preset=null"], default):
+    for overrides, channels in (
+        ([], preset["channels"]),
+        (["model.channels=5"], 5),
+        (["model.preset=null"], default),
+    ):
         assert resolved(find_config("synthetic", "cgan", overrides)).model["channels"] == channels
 
 
@@ -186,7 +206,13 @@ def test_objects_have_names_in_a_config(tmp_path: Path):
 def test_other_data_keep_what_they_understand():
     config = find_config("synthetic", "cgan", ["data.num_images=5"])
     other = configs.with_dataset(config, "facades", "there")
-    assert other.data == {"name": "facades", "resolution": 128, "load_resolution": 128, "flip": True, "root": "there"}
+    assert other.data == {
+        "name": "facades",
+        "resolution": 128,
+        "load_resolution": 128,
+        "flip": True,
+        "root": "there",
+    }
     assert config.data["num_images"] == 5
 
 
@@ -206,16 +232,27 @@ def test_saving_twice_changes_nothing(saved, tmp_path: Path):
     "Half precision rounds once; what is loaded is saved to the same bytes."
     path, model, config = saved
     loaded = load_weights(path)
-    again = save_weights(tmp_path / path.name, loaded.model, loaded.config, loaded.label_space, "A card.", loaded.facts)
+    again = save_weights(
+        tmp_path / path.name,
+        loaded.model,
+        loaded.config,
+        loaded.label_space,
+        "A card.",
+        loaded.facts,
+    )
     assert again.read_bytes() == path.read_bytes()
-    assert loaded.config == config and loaded.label_space == FACADES and loaded.facts == {"step": "3"}
+    assert (
+        loaded.config == config and loaded.label_space == FACADES and loaded.facts == {"step": "3"}
+    )
 
 
 def test_a_loaded_model_draws_what_the_saved_one_drew(saved):
     path, model, config = saved
     label_map = torch.arange(1024).reshape(1, 32, 32) % FACADES.num_classes
     rng = torch.Generator()
-    images = [m.sample(label_map, rng=rng.manual_seed(0)) for m in (model, load_weights(path).model)]
+    images = [
+        m.sample(label_map, rng=rng.manual_seed(0)) for m in (model, load_weights(path).model)
+    ]
     assert (images[0] - images[1]).abs().max() < 0.02
     assert images[1].dtype is torch.float32
 
@@ -224,7 +261,9 @@ def test_weights_are_small_and_leave_the_judge_at_home(saved):
     path, model, _ = saved
     with safe_open(path, framework="pt") as file:
         kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}
-    assert not any(key.startswith("discriminator") for key in kinds) and set(kinds.values()) >= {"F16"}
+    assert not any(key.startswith("discriminator") for key in kinds) and set(kinds.values()) >= {
+        "F16"
+    }
     numbers = sum(value.numel() for value in configs.sampling_state(model).values())
     assert path.stat().st_size < 2.5 * numbers + 20_000
 
@@ -242,7 +281,9 @@ def test_a_number_too_large_for_half_precision_survives(saved, tmp_path: Path):
     weight = next(value for value in model.generator.parameters() if value.ndim > 1)
     with torch.no_grad():
         weight.view(-1)[0] = 1e6
-    loaded = load_weights(save_weights(tmp_path / "large.safetensors", model, config, FACADES)).model
+    loaded = load_weights(
+        save_weights(tmp_path / "large.safetensors", model, config, FACADES)
+    ).model
     assert torch.equal(next(v for v in loaded.generator.parameters() if v.ndim > 1), weight)
 
 
@@ -267,14 +308,26 @@ def test_sampling_options_are_those_of_the_signature(model: str):
 
 
 def test_importing_semsynth_imports_nothing_heavy():
-    code = "import sys, semsynth; print([m for m in ('torch', 'semsynth.configs') if m in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = "import sys, semsynth; print(sorted({'torch', 'semsynth.configs'} & set(sys.modules)))"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert answer.stdout.strip() == "[]"
 
 
 def test_a_wheel_holds_the_module_and_the_files_beside_it(root: Path, tmp_path: Path):
     "configs.py and the folder configs/ share a name: the module is imported, the folder is data."
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(tmp_path),
+    ]
     source = tmp_path / "source"
     subprocess.run(["git", "clone", "-q", str(root), str(source)], check=True, capture_output=True)
     subprocess.run([*command, str(source)], check=True, capture_output=True)
@@ -283,11 +336,20 @@ def test_a_wheel_holds_the_module_and_the_files_beside_it(root: Path, tmp_path: 
 
     code = "import semsynth.configs as c; print(c.__file__, *c.shipped_configs())"
     answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "site", capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "site",
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
-    assert answer[0] == str(tmp_path / "site" / "semsynth" / "configs.py") and "pix2pix-facades" in answer
+    assert (
+        answer[0] == str(tmp_path / "site" / "semsynth" / "configs.py")
+        and "pix2pix-facades" in answer
+    )
 
 
 def test_a_config_holds_plain_values_only():
     for path in shipped_configs().values():
-        assert yaml.safe_load(yaml.safe_dump(asdict(read_config(path)))) == asdict(read_config(path))
+        assert yaml.safe_load(yaml.safe_dump(asdict(read_config(path)))) == asdict(
+            read_config(path)
+        )
