@@ -8,10 +8,10 @@ __all__ = ['Image', 'LabelMap', 'InstanceMap', 'EdgeMap', 'Semantics', 'Latents'
            'TO_LUMA_CHROMA', 'COLOUR_VISION', 'TO_CONES', 'TO_OKLAB', 'MAX_PIXELS', 'WHOLE_NUMBERS', 'Batch',
            'InputError', 'LabelSpace', 'check_label_space', 'check_class_ids', 'count', 'decode_ids', 'describe_ids',
            'to_colours', 'from_colours', 'pack_colours', 'describe_foreign_colour', 'recover_label_map',
-           'nearest_classes', 'in_large_components', 'fill_from_nearest', 'perceived', 'colour_distances',
-           'palette_clearance', 'safe_palette', 'open_image', 'check_image_header', 'read_label_map', 'as_tensor',
-           'holds_palette_colours', 'indices_agree', 'write_label_map', 'read_instance_map', 'onehot', 'edge_map',
-           'semantics', 'null_label_map', 'resize_label_map']
+           'distances_to_palette', 'nearest_classes', 'grow_seeds', 'in_large_components', 'fill_from_nearest',
+           'perceived', 'colour_distances', 'palette_clearance', 'safe_palette', 'open_image', 'check_image_header',
+           'read_label_map', 'as_tensor', 'holds_palette_colours', 'indices_agree', 'write_label_map',
+           'read_instance_map', 'onehot', 'edge_map', 'semantics', 'null_label_map', 'resize_label_map']
 
 # %% ../nbs/00_labels.ipynb #d8671828
 import warnings
@@ -308,24 +308,25 @@ def describe_foreign_colour(packed: np.ndarray, space: LabelSpace, source: str) 
         f"{space.palette[nearest]}): paint in exact palette colours and save as PNG unsmoothed"
     )
 
-# %% ../nbs/00_labels.ipynb #8a7699fc
+# %% ../nbs/00_labels.ipynb #fbfd1c7e
 def recover_label_map(
     rgb: UInt8[Tensor, "3 height width"],  # Palette colours after a JPEG
     space: LabelSpace,                     # Gives the palette
 ) -> tuple[Int64[Tensor, "height width"], float]:
     "The label map beneath blurred colours, and the fraction that colour alone did not tell."
-    nearest, sure = nearest_classes(rgb.movedim(0, -1).cpu().numpy(), space)
+    distances = distances_to_palette(rgb.movedim(0, -1).cpu().numpy(), space)
+    nearest, sure = nearest_classes(distances)
     seeds = in_large_components(nearest, sure, least=4)
     if not seeds.any():
         return torch.from_numpy(nearest), 1.0
 
-    grown = fill_from_nearest(nearest, seeds)
+    grown = grow_seeds(distances, nearest, seeds)
     large = in_large_components(grown, np.ones_like(sure), least=12)
     if large.any():
         grown = fill_from_nearest(grown, large)
     return torch.from_numpy(grown), 1 - float(sure.mean())
 
-# %% ../nbs/00_labels.ipynb #bd7a948c
+# %% ../nbs/00_labels.ipynb #91972e94
 # JFIF's YCbCr, with chroma weighed 0.3: stored at half the resolution, it bleeds across edges.
 TO_LUMA_CHROMA = np.array([
     [0.299, 0.587, 0.114],
@@ -334,25 +335,48 @@ TO_LUMA_CHROMA = np.array([
 ], dtype=np.float32)
 
 
-def nearest_classes(
-    rgb: np.ndarray,          # (height, width, 3), uint8
-    space: LabelSpace,        # Gives the palette
-    near: float = 20.0,       # A sure pixel is closer than this to its colour, …
-    clearance: float = 4.0,   # … and this much farther from the next one
-) -> tuple[np.ndarray, np.ndarray]:
-    "The class with the nearest colour, and where that is beyond doubt."
+def distances_to_palette(
+    rgb: np.ndarray,    # (height, width, 3), uint8
+    space: LabelSpace,  # Gives the palette
+) -> np.ndarray:
+    "How far every pixel is from the colour of every class, (num_classes, height, width)."
     colours = TO_LUMA_CHROMA @ rgb.reshape(-1, 3).T.astype(np.float32)
     palette = np.array(space.palette, np.float32) @ TO_LUMA_CHROMA.T
     squares = np.square(palette).sum(axis=1)[:, None] - 2 * (palette @ colours)
     squares += np.square(colours).sum(axis=0)
+    return np.sqrt(squares.clip(0)).reshape(-1, *rgb.shape[:2])
 
-    nearest = squares.argmin(axis=0)
-    pixels = np.arange(len(nearest))
-    first = np.sqrt(squares[nearest, pixels].clip(0))
-    squares[nearest, pixels] = np.inf
-    second = np.sqrt(squares.min(axis=0).clip(0))
-    sure = (first < near) & (second - first > clearance)
-    return nearest.reshape(rgb.shape[:2]), sure.reshape(rgb.shape[:2])
+# %% ../nbs/00_labels.ipynb #b17f2d6d
+def nearest_classes(
+    distances: np.ndarray,    # (num_classes, height, width)
+    near: float = 20.0,       # A sure pixel is closer than this to its colour, …
+    clearance: float = 4.0,   # … and this much farther from the next one
+) -> tuple[np.ndarray, np.ndarray]:
+    "The class with the nearest colour, and where that is beyond doubt."
+    nearest = distances.argmin(axis=0)
+    first = distances.min(axis=0)
+    others = distances.copy()
+    np.put_along_axis(others, nearest[None], np.inf, axis=0)
+    return nearest, (first < near) & (others.min(axis=0) - first > clearance)
+
+# %% ../nbs/00_labels.ipynb #cceafcf3
+def grow_seeds(
+    distances: np.ndarray,  # (num_classes, height, width)
+    nearest: np.ndarray,    # Class of the nearest colour, (height, width)
+    seeds: np.ndarray,      # Where it is to be trusted
+    reach: int = 2,         # A class is a candidate where it has a seed at most this far away
+) -> np.ndarray:
+    "Every other pixel takes the nearest colour among the classes around it."
+    close = seeds & (nearest == np.arange(len(distances))[:, None, None])
+    for _ in range(reach):
+        close[:, 1:] |= close[:, :-1]
+        close[:, :-1] |= close[:, 1:]
+        close[:, :, 1:] |= close[:, :, :-1]
+        close[:, :, :-1] |= close[:, :, 1:]
+
+    candidates = np.where(close, distances, np.inf)
+    grown = np.where(seeds, nearest, candidates.argmin(axis=0))
+    return fill_from_nearest(grown, close.any(axis=0))
 
 # %% ../nbs/00_labels.ipynb #cb80163b
 def in_large_components(
