@@ -304,10 +304,10 @@ def show_comparison(
     alt = f"Grid of {count(len(first), 'row')}, each showing {', '.join(columns)}.{seen}"
     return Picture(grid_image(columns, space), alt, photo=True, quality=quality)
 
-# %% ../nbs/02_plots.ipynb #f0e2da81
+# %% ../nbs/02_plots.ipynb #a5b7383c
 def smooth(
     values: Sequence[int | float],  # May hold nan where nothing was measured
-    weight: float = 0.9,      # How much of the past stays at each step; 0 changes nothing
+    weight: int | float = 0.9,  # How much of the past stays at each step; 0 changes nothing
 ) -> list[float]:
     "Exponential moving average, corrected for its start as Adam's are (Kingma & Ba 2015, § 3)."
     mean, norm, curve = 0.0, 0.0, []
@@ -318,12 +318,12 @@ def smooth(
         curve.append(mean / norm if math.isfinite(value) else math.nan)
     return curve
 
-# %% ../nbs/02_plots.ipynb #bf784893
+# %% ../nbs/02_plots.ipynb #98ddfd94
 def show_curves(
     history,                                # A `History`, or anything with columns: `history[name]`
     names: Sequence[str] | None = None,     # Columns to draw; None: all but the step
     *,
-    smoothing: float = 0.9,                 # Weight of the past; the raw values stay visible behind
+    smoothing: int | float = 0.9,           # Weight of the past; the raw values stay visible behind
     title: str = "",                        # What stands above
     log: bool = False,                      # Whether the vertical axis is logarithmic
 ) -> Picture:
@@ -341,8 +341,8 @@ def show_curves(
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return figure_picture(figure, describe_curves(history, names, smoothing))
 
-# %% ../nbs/02_plots.ipynb #ae509c9e
-def draw_curve(axes, steps: Sequence[int | float], values: Sequence[int | float], name: str, smoothing: float):
+# %% ../nbs/02_plots.ipynb #e6e4ee02
+def draw_curve(axes, steps: Sequence[int | float], values: Sequence[int | float], name: str, smoothing: int | float):
     "One column: measured values pale, smoothed ones over them."
     pairs = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
     steps, values = [s for s, _ in pairs], [v for _, v in pairs]
@@ -351,7 +351,7 @@ def draw_curve(axes, steps: Sequence[int | float], values: Sequence[int | float]
         axes.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.8, zorder=1)
 
 
-def describe_curves(history, names: Sequence[str], smoothing: float = 0.9) -> str:
+def describe_curves(history, names: Sequence[str], smoothing: int | float = 0.9) -> str:
     "The alt text of curves: where each begins and ends."
     told = []
     for name in names:
