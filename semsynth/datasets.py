@@ -11,12 +11,12 @@ __all__ = ['SPLITS', 'HOUSE', 'LOOK', 'ORDER', 'CHANGE', 'IMAGE_SUFFIXES', 'FOLD
            'spread_palette', 'read_class_line', 'read_classes', 'Folder', 'Cityscapes', 'CamVid', 'instance_components',
            'classes_of', 'cached_map', 'make_map', 'write_whole', 'original_split', 'by_number', 'Facades', 'InMemory']
 
-# %% ../nbs/01_datasets.ipynb #e19e56bb
+# %% ../nbs/01_datasets.ipynb #459e39ac
 import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -154,9 +154,9 @@ class SyntheticFacades(SemanticDataset):
     def label_map(self, index: int) -> Int64[Tensor, "height width"]:
         return torch.from_numpy(draw_maps(self.layout(index))[0])
 
-# %% ../nbs/01_datasets.ipynb #b7341c03
+# %% ../nbs/01_datasets.ipynb #522c1946
 def as_size(
-    resolution: int | tuple[int, int] | list[int],  # Side of a square, or (height, width)
+    resolution: int | Sequence[int],  # Side of a square, or (height, width)
 ) -> tuple[int, int]:
     "(height, width) in pixels, both positive, or an `InputError`."
     size = (resolution, resolution) if isinstance(resolution, int) else tuple(resolution)
@@ -176,28 +176,28 @@ def resized(
     label_map, instance_map = (resize_label_map(ids[None], size)[0] for ids in sample[1:])
     return Batch(image, label_map, instance_map)
 
-# %% ../nbs/01_datasets.ipynb #dd40b257
+# %% ../nbs/01_datasets.ipynb #b5da9b31
 class Resize:
     "One size for all, and nothing random: for evaluation."
 
     def __init__(
         self,
-        resolution: int | tuple[int, int] | list[int],  # Side of a square, or (height, width)
+        resolution: int | Sequence[int],  # Side of a square, or (height, width)
     ):
         self.size = as_size(resolution)
 
     def __call__(self, sample: Batch) -> Batch:
         return resized(sample, self.size)
 
-# %% ../nbs/01_datasets.ipynb #48050b12
+# %% ../nbs/01_datasets.ipynb #7261cc35
 class Augment:
     "Resize, random crop and random flip, one for photo and maps (Isola et al. 2017, § 6.2)."
 
     def __init__(
         self,
-        resolution: int | tuple[int, int] | list[int],  # What the network sees
-        load_resolution: int | tuple[int, int] | list[int] | None = None,  # None: 286 / 256 of it
-        flip: bool = True,  # Mirror every other sample from left to right
+        resolution: int | Sequence[int],                     # What the network sees
+        load_resolution: int | Sequence[int] | None = None,  # Before the crop; None: 286 / 256 of it
+        flip: bool = True,                                   # Mirror every other sample
     ):
         self.size = as_size(resolution)
         larger = tuple(round(side * 286 / 256) for side in self.size)
@@ -349,7 +349,7 @@ def seeded_batches(draws: Draws, batches: Iterable, num_workers: int) -> DataLoa
     own = torch.Generator()  # Else each loader would take its base seed from the global source
     return Batches(draws, batch_sampler=batches, num_workers=num_workers, generator=own)
 
-# %% ../nbs/01_datasets.ipynb #1b40c885
+# %% ../nbs/01_datasets.ipynb #3bf87388
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -374,10 +374,10 @@ def existing_folder(
 
 
 def images_in(folder: Path) -> list[Path]:
-    "The image files of one folder, sorted by name; none where there is no folder."
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    "The image files of one folder, sorted by name; hidden ones, as macOS makes them, are left out."
+    files = folder.iterdir() if folder.is_dir() else ()
+    shown = [path for path in files if not path.name.startswith(".")]
+    return sorted(path for path in shown if path.suffix.lower() in IMAGE_SUFFIXES)
 
 # %% ../nbs/01_datasets.ipynb #64e938c6
 def some(names: Iterable[str]) -> str:

@@ -127,7 +127,7 @@ def unpack(
     os.replace(fresh, folder)
     return folder
 
-# %% ../nbs/00c_downloads.ipynb #2da02ee8
+# %% ../nbs/00c_downloads.ipynb #39f0a78e
 @dataclass(frozen=True)
 class Download:
     "Where a data set lies, on which terms, and what a whole copy of it holds."
@@ -162,7 +162,7 @@ class Download:
     def check(self, folder: Path) -> None:
         "Counts the files; a copy that is not whole is removed."
         for part, count in self.counts.items():
-            found = sum(path.is_file() for path in (folder / part).glob("*"))
+            found = sum(not path.name.startswith(".") for path in (folder / part).glob("*"))
             if found != count:
                 shutil.rmtree(folder)
                 raise InputError(f"{self.url} holds {found} files in {part}, not {count}")
