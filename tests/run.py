@@ -108,8 +108,10 @@ def modules(deadline: float) -> Counts:
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place)
         shutil.copytree(ROOT / "nbs", copy / "nbs")
-        (copy / "semsynth").mkdir()
-        shutil.copy(ROOT / "semsynth" / "__init__.py", copy / "semsynth")
+        # Exporting writes a version into __init__.py and leaves the rest of it alone.
+        for path in (ROOT / "semsynth").rglob("__init__.py"):
+            (copy / path.relative_to(ROOT)).parent.mkdir(parents=True)
+            shutil.copy(path, copy / path.relative_to(ROOT))
         for name in ["settings.ini", "setup.py"]:
             shutil.copy(ROOT / name, copy)
         for name in ["nbdev_clean", "nbdev_export"]:
