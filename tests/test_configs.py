@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from inspect import Parameter
 from pathlib import Path
@@ -165,6 +166,7 @@ def parameter(annotation: object) -> Parameter:
         ("null", int | None, None),
         ("[3, 4]", int | tuple[int, int], [3, 4]),
         ("7", int | tuple[int, int], 7),
+        ("[3, 4]", int | Sequence[int], [3, 4]),
         ("hinge", Literal["hinge", "least_squares"], "hinge"),
         ("cityscapes_35", type(FACADES), "cityscapes_35"),
         ("2024", str | Path | None, "2024"),  # a folder may be called so
@@ -186,6 +188,7 @@ def test_values_get_the_type_of_their_argument(text: str, annotation: object, va
         ("1", bool, "true or false"),
         ("hing", Literal["hinge", "least_squares"], "one of hinge, least_squares"),
         ("[1, 2, 3]", tuple[int, int], "a list of 2 values, each a whole number"),
+        ("[1, x]", int | Sequence[int], "a whole number or a list, each a whole number"),
         (".nan", float, "not negative"),
         (".inf", float, "not negative"),
         ("-1", int, "not negative"),
