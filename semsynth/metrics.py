@@ -139,7 +139,7 @@ def image_scores(
     scores = {"L1": l1(fake, real), "SSIM": ssim(fake, real)}
     return scores | {name: distance(fake, real) for name, distance in (distances or {}).items()}
 
-# %% ../nbs/04_metrics.ipynb #533a4419
+# %% ../nbs/04_metrics.ipynb #d78855fc
 @dataclass(frozen=True)
 class Preprocessing:
     "What happens to an image in [-1, 1] before a published network reads it."
@@ -150,7 +150,7 @@ class Preprocessing:
     order: str = "RGB"                     # Or "BGR", as OpenCV and Caffe have it
     largest: float = 1.0                   # What white is: 1 or 255
 
-    def __call__(self, image: Image) -> Image:
+    def __call__(self, image: Image) -> Float[Tensor, "batch 3 resized_height resized_width"]:
         x = (quantise(image) + 1) / 2 * self.largest
         if self.size:
             size = (self.size, self.size) if isinstance(self.size, int) else self.size

@@ -11,9 +11,9 @@ import time
 from .plots import Picture, show_curves
 from .synthesizer import History
 
-# %% ../nbs/05_widgets.ipynb #6d17a6d6
+# %% ../nbs/05_widgets.ipynb #a851b615
 class Pace:
-    "Says when it is time to draw: not too often, and never for more than a small share of the time."
+    "Says when it is time to draw: not too often, and only for a small share of the time."
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ def in_notebook() -> bool:
         return False
     return getattr(get_ipython(), "kernel", None) is not None
 
-# %% ../nbs/05_widgets.ipynb #c90d039c
+# %% ../nbs/05_widgets.ipynb #deda05d2
 class LiveCurves:
     "The curves of a history: they grow while the cell trains, and end as a static picture."
 
@@ -54,45 +54,35 @@ class LiveCurves:
         self.history, self.options = history, options
         self.pace = pace or Pace()
         self.picture: Picture | None = None  # The latest one
-        self.widget = self.output = None     # While a notebook shows it
+        self.output = None                   # Its place on the page, once there is one
 
     def update(self) -> None:
         "Draws if it is time to; to be called after every step."
         if in_notebook() and len(self.history) and self.pace.is_due(time.monotonic()):
             began = time.monotonic()
-            self.draw()
             self.show()
             self.pace.drew(began, time.monotonic())
+
+    def show(self) -> None:
+        "Draws, and puts the picture in the place of the last one."
+        from IPython.display import display
+
+        self.draw()
+        if self.output is None:
+            self.output = display(self.picture, display_id=True)
+        else:
+            self.output.update(self.picture)
 
     def draw(self) -> Picture:
         "The curves as they are now."
         self.picture = show_curves(self.history, **self.options)
         return self.picture
 
-    def show(self) -> None:
-        "Puts the latest picture on the page."
-        import ipywidgets
-        from IPython.display import display
-
-        if self.widget is None:
-            self.widget = ipywidgets.Image(format="png")
-            self.output = display(self.widget, display_id=True)
-        self.widget.value = self.picture.encode()[1]
-        self.widget.tooltip = self.picture.alt
-
     def finish(self) -> Picture | None:
-        "Draws the last picture and leaves it on the page as a plain image; None without any row."
-        if not len(self.history):
-            return None
-        self.draw()
-        if self.widget is not None:
-            self.output.update(self.picture)
-            self.widget.close()
-            self.widget = None
-        elif in_notebook():
-            from IPython.display import display
-
-            display(self.picture)
+        "Draws the last picture, which stays on the page; None without any row."
+        if len(self.history):
+            finish = self.show if in_notebook() else self.draw
+            finish()
         return self.picture
 
     def __enter__(self) -> "LiveCurves":
