@@ -5,10 +5,12 @@
 # make clean  remove the environment and caches; runs/ stays
 #
 # Each of them first creates .venv from constraints.txt, once. Another Python: make PYTHON=python3.12 demo
+# A shorter demo, or another: make demo SET="train.num_steps=100 model.channels=16"
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SET ?=
 READY := $(VENV)/installed
 
 # Nothing that is installed elsewhere on the machine may leak in.
@@ -35,7 +37,7 @@ $(READY): constraints.txt settings.ini setup.py
 
 demo: $(READY)
 	@run=runs/demo-$$(date +%Y%m%d-%H%M%S) && \
-	$(BIN)/semsynth train --dataset synthetic --model pix2pix --gpus 0 --run-dir $$run && \
+	$(BIN)/semsynth train --dataset synthetic --model pix2pix --gpus 0 --run-dir $$run $(SET) && \
 	$(BIN)/semsynth evaluate $$run --dataset synthetic --split test --out $$run/evaluation && \
 	echo "Label maps, samples and real façades side by side: $$run/evaluation/gallery.html"
 

@@ -110,7 +110,7 @@ def modules(deadline: float) -> Counts:
         shutil.copytree(ROOT / "nbs", copy / "nbs")
         # Exporting writes a version into __init__.py and leaves the rest of it alone.
         for path in (ROOT / "semsynth").rglob("__init__.py"):
-            (copy / path.relative_to(ROOT)).parent.mkdir(parents=True)
+            (copy / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy / path.relative_to(ROOT))
         for name in ["settings.ini", "setup.py"]:
             shutil.copy(ROOT / name, copy)
