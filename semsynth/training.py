@@ -125,7 +125,7 @@ class Devices(NamedTuple):
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 OPTIMIZER_OPTIONS = ("name", "lr", "betas", "weight_decay", "eps")
 
-# %% ../nbs/90_training.ipynb #f6a131b3
+# %% ../nbs/90_training.ipynb #cfd0574b
 def is_number_in(value: Any, limit: float | int) -> bool:
     "Whether it is a number in [0, limit); the text 1e-4, as YAML reads it, is none."
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < limit
@@ -155,7 +155,8 @@ def make_optimizer(
     betas = options.get("betas", (0.9, 0.999))
     if not (isinstance(betas, (list, tuple)) and [is_number_in(b, 1) for b in betas] == [True] * 2):
         raise InputError(f"optim.{name}.betas must be two numbers below 1, not {betas!r}")
-    return OPTIMIZERS[kind](module.parameters(), betas=tuple(betas), fused=True, **numbers)
+    betas = tuple(map(float, betas))
+    return OPTIMIZERS[kind](module.parameters(), betas=betas, fused=True, **numbers)
 
 # %% ../nbs/90_training.ipynb #68f0c4d8
 def make_optimizers(
@@ -265,7 +266,7 @@ def write_checkpoint(
             partial.unlink(missing_ok=True)
             raise
 
-# %% ../nbs/90_training.ipynb #01ad8622
+# %% ../nbs/90_training.ipynb #590b6066
 def read_checkpoint(
     path: str | Path,  # A run folder, or the checkpoint in it
 ) -> dict[str, Any]:
@@ -275,7 +276,8 @@ def read_checkpoint(
     if not file.is_file():
         raise InputError(f"{path} holds no checkpoint; a run folder holds checkpoint.pt")
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # remarks on foreign files
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file can fail in any way
         raise InputError(
             f"{file} cannot be read as a checkpoint: it is truncated, or of another program"

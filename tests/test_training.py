@@ -112,7 +112,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):
     process = start(tmp_path / "run")
     wait_for_rows(tmp_path / "run", 1, process)
     process.send_signal(signal.SIGINT)
-    message = process.communicate(timeout=120)[1]
+    message = process.communicate(timeout=900)[1]
     assert process.returncode == 130
     assert f"semsynth train --resume {tmp_path / 'run'}" in message
     assert "Traceback" not in message
@@ -125,7 +125,7 @@ def test_kill_9(whole, tmp_path):
     process = start(tmp_path / "run")
     wait_for_rows(tmp_path / "run", 2, process)
     process.kill()
-    process.communicate(timeout=120)
+    process.communicate(timeout=900)
     train(duel(seed=7), tmp_path / "run", resume=True)
     assert_equal_runs(whole, tmp_path / "run")
 
@@ -333,7 +333,7 @@ def test_a_checkpoint_of_another_model_is_a_sentence(whole, tmp_path):
 
 def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
     process = start(tmp_path / "two", "--processes", "2", "--dropout", "0")
-    message = process.communicate(timeout=300)[1]
+    message = process.communicate(timeout=900)[1]
     assert process.returncode == 0, message
     train(duel(dropout=0.0), tmp_path / "one")
 
