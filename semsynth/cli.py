@@ -8,9 +8,9 @@ __all__ = ['ON_RESUME', 'VERBS', 'UsageError', 'Parser', 'failure', 'complaint',
            'is_first_process', 'where', 'commit', 'train', 'option_name', 'add_sampling_options',
            'read_sampling_options', 'parse_for_family', 'sample_parser', 'add_sampling_basics', 'read_resolution',
            'planned_files', 'refuse_overwriting', 'sample', 'check_same_size', 'write_png', 'evaluate_parser',
-           'evaluation_data', 'drawn_rows', 'evaluate', 'pair_distances', 'means', 'protocol', 'write_text',
-           'print_table', 'models_parser', 'models', 'show_family', 'datasets_parser', 'datasets', 'Finding',
-           'check_python', 'check_packages', 'check_torch', 'check_pins', 'installed_version', 'check_cache',
+           'evaluation_data', 'drawn_rows', 'evaluate', 'pair_distances', 'write_report', 'means', 'protocol',
+           'write_text', 'print_table', 'show_family', 'models_parser', 'models', 'datasets_parser', 'datasets',
+           'Finding', 'check_python', 'check_packages', 'check_torch', 'check_pins', 'installed_version', 'check_cache',
            'check_model', 'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview', 'run_verb', 'main']
 
 # %% ../nbs/92_cli.ipynb #3b52b322
@@ -464,7 +464,7 @@ def refuse_overwriting(paths: Sequence[Path], overwrite: bool) -> None:
             f"{there[0]} is there already: choose another folder with --out, or give --overwrite"
         )
 
-# %% ../nbs/92_cli.ipynb #93f45965
+# %% ../nbs/92_cli.ipynb #aab35785
 def sample(args: argparse.Namespace) -> None:
     "semsynth sample."
     import torch
@@ -503,7 +503,7 @@ def sample(args: argparse.Namespace) -> None:
             write_png(PILImage.fromarray(pixels.permute(1, 2, 0).numpy()), path)
             print(path)
 
-
+# %% ../nbs/92_cli.ipynb #afcce74d
 def check_same_size(label: str, label_map, instances: str, instance_map) -> None:
     "Two maps of one scene have one size."
     from semsynth.labels import InputError
@@ -610,7 +610,7 @@ def drawn_rows(
         yield GalleryRow(f"{index:05d}", label_map[0], fake, image[0], scores)
         show_progress(index + 1, count, "Evaluating")
 
-# %% ../nbs/92_cli.ipynb #fa6c2fcf
+# %% ../nbs/92_cli.ipynb #8fcb2102
 def evaluate(args: argparse.Namespace) -> None:
     "semsynth evaluate."
     from semsynth.configs import trained_resolution
@@ -639,20 +639,10 @@ def evaluate(args: argparse.Namespace) -> None:
 
     title = f"{weights.config.model['name']} on {dataset.name}, {args.split}"
     write_gallery(out, measured(), title, dataset.label_space, facts=facts)
-    report = {
-        "source": Path(args.source).name,
-        "model": weights.config.model,
-        "run": weights.facts,
-        "protocol": protocol(args, dataset, count, size),
-        "scores": means(rows),
-        "images": rows,
-    }
-    write_text(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-    for name, value in report["scores"].items():
-        print(f"{name:8s} {value:.4f}")
-    print(out / "report.json", out / "gallery.html", sep="\n")
+    write_report(out / "report.json", args, protocol(args, dataset, count, size), rows)
+    print(out / "gallery.html")
 
-# %% ../nbs/92_cli.ipynb #a5221c0e
+# %% ../nbs/92_cli.ipynb #9785c118
 def pair_distances(
     lpips_file: str | None,  # None: LPIPS only if its AlexNet is here already; "": fetch it
 ) -> dict[str, Callable]:
@@ -666,6 +656,24 @@ def pair_distances(
         print("LPIPS is left out: its AlexNet is not on this machine (--lpips fetches it)")
         return {}
     return {"LPIPS": lpips(lpips_file or None)}
+
+# %% ../nbs/92_cli.ipynb #ab3fadc1
+def write_report(
+    path: Path, args: argparse.Namespace, protocol: Mapping[str, Any], rows: Sequence
+) -> None:
+    "What was measured on what, and how, as JSON; the means go to the terminal as well."
+    report = {
+        "source": Path(args.source).name,
+        "model": args.weights.config.model,
+        "run": args.weights.facts,
+        "protocol": protocol,
+        "scores": means(rows),
+        "images": rows,
+    }
+    write_text(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
+    for name, value in report["scores"].items():
+        print(f"{name:8s} {value:.4f}")
+    print(path)
 
 
 def means(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -716,7 +724,24 @@ def print_table(
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         )
 
-# %% ../nbs/92_cli.ipynb #39a4f88d
+# %% ../nbs/92_cli.ipynb #7978d79a
+def show_family(name: str, family) -> None:
+    "The arguments of a builder with types, defaults, presets and meaning."
+    from semsynth.configs import argument_comments, as_yaml, model_settings, type_in_words
+
+    comments = argument_comments(family.builder)
+    rows = []
+    for key, parameter in model_settings(name).items():
+        presets = [
+            as_yaml(preset.get(key, parameter.default)) for preset in family.presets.values()
+        ]
+        rows.append(
+            (f"model.{key}", *presets, type_in_words(parameter.annotation), comments.get(key, ""))
+        )
+    print(f"{name}: {family.builder.__doc__}\n")
+    print_table(("setting", *family.presets, "takes", "meaning"), rows)
+
+# %% ../nbs/92_cli.ipynb #2acb8e8e
 def models_parser() -> Parser:
     "The options of `semsynth models`."
     parser = Parser(prog="semsynth models", description="The families, or the settings of one.")
@@ -741,23 +766,6 @@ def models(args: argparse.Namespace) -> None:
         )
     print_table(("model", "presets", "configs that ship", "weights that ship"), rows)
     print("\nsemsynth models NAME shows what a config may set.")
-
-
-def show_family(name: str, family) -> None:
-    "The arguments of a builder with types, defaults, presets and meaning."
-    from semsynth.configs import argument_comments, as_yaml, model_settings, type_in_words
-
-    comments = argument_comments(family.builder)
-    rows = []
-    for key, parameter in model_settings(name).items():
-        presets = [
-            as_yaml(preset.get(key, parameter.default)) for preset in family.presets.values()
-        ]
-        rows.append(
-            (f"model.{key}", *presets, type_in_words(parameter.annotation), comments.get(key, ""))
-        )
-    print(f"{name}: {family.builder.__doc__}\n")
-    print_table(("setting", *family.presets, "takes", "meaning"), rows)
 
 # %% ../nbs/92_cli.ipynb #2a9156e2
 def datasets_parser() -> Parser:
@@ -863,7 +871,7 @@ def installed_version(name: str) -> str | None:
     except importlib.metadata.PackageNotFoundError:
         return None
 
-# %% ../nbs/92_cli.ipynb #632afb3a
+# %% ../nbs/92_cli.ipynb #7395d87f
 def check_cache() -> Finding:
     "The folder for downloads can be written to, and there is room."
     import shutil
@@ -886,7 +894,7 @@ def check_cache() -> Finding:
     remedy = f"free some space, or set SEMSYNTH_CACHE to another disk than that of {folder}"
     return Finding("cache", free > 1, f"{folder}, {free:.0f} GB free", remedy, essential=False)
 
-
+# %% ../nbs/92_cli.ipynb #47e1758b
 def check_model() -> Finding:
     "One training step of a small family, forward and backward, then an image."
     import torch

@@ -108,7 +108,7 @@ def type_in_words(annotation: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
     return names.get(annotation, "text")
 
-# %% ../nbs/91_configs.ipynb #60ccd293
+# %% ../nbs/91_configs.ipynb #933d2321
 def _plain(value: Any, annotation: Any) -> Any:
     "`value` as the annotation wants it, in terms that YAML can write; or a ValueError."
     parts = [part for part in get_args(annotation) if part is not Ellipsis]
@@ -124,7 +124,7 @@ def _plain(value: Any, annotation: Any) -> Any:
         return _sequence(value, annotation)
     return _scalar(value, annotation)
 
-
+# %% ../nbs/91_configs.ipynb #4be1e2cf
 def _member(value: Any, known: Iterable) -> Any:
     if value not in list(known):
         raise ValueError(value)
@@ -310,7 +310,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         )
     return content
 
-# %% ../nbs/91_configs.ipynb #b36f7f70
+# %% ../nbs/91_configs.ipynb #eefa21a3
 def checked_sections(content: Mapping[str, Any]) -> Mapping[str, Any]:
     "The same, if it holds nothing but the four sections, each with keys and values."
     sections = [field.name for field in fields(Config)]
@@ -321,7 +321,7 @@ def checked_sections(content: Mapping[str, Any]) -> Mapping[str, Any]:
             raise InputError(f"the section {section} is {values!r}, but holds keys and values")
     return content
 
-
+# %% ../nbs/91_configs.ipynb #ae06e0b2
 def override(
     content: dict[str, Any],     # As read from a file; not changed
     assignments: Iterable[str],  # Such as train.num_steps=100
@@ -344,7 +344,7 @@ def override(
         target[keys[-1]] = parse_value(text, place)
     return content
 
-
+# %% ../nbs/91_configs.ipynb #fcf11c04
 def parse_value(
     text: str,   # As typed
     where: str,  # Named in an error
@@ -357,7 +357,7 @@ def parse_value(
             f"the value {text!r} of {where} cannot be read; quote it as in YAML"
         ) from None
 
-# %% ../nbs/91_configs.ipynb #250bb1e3
+# %% ../nbs/91_configs.ipynb #931bbca0
 def checked(
     content: Mapping[str, Any],  # As read from a file, overrides applied
 ) -> Config:
@@ -383,7 +383,7 @@ def checked(
         train=_checked_train(content.get("train", {})),
     )
 
-
+# %% ../nbs/91_configs.ipynb #f3e32802
 def _checked_train(content: Mapping[str, Any]) -> dict[str, Any]:
     return _checked_section("train", content, train_settings()) if content else {}
 
