@@ -657,7 +657,7 @@ def pair_distances(
         return {}
     return {"LPIPS": lpips(lpips_file or None)}
 
-# %% ../nbs/92_cli.ipynb #ab3fadc1
+# %% ../nbs/92_cli.ipynb #de679ee5
 def write_report(
     path: Path, args: argparse.Namespace, protocol: Mapping[str, Any], rows: Sequence
 ) -> None:
@@ -681,7 +681,7 @@ def means(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     names = [name for name in scores[0] if name != "name"]
     return {name: sum(row[name] for row in scores) / len(scores) for name in names}
 
-
+# %% ../nbs/92_cli.ipynb #1c3e5cc0
 def protocol(
     args: argparse.Namespace, dataset, count: int, size: tuple[int, int]
 ) -> dict[str, Any]:
