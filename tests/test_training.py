@@ -1,4 +1,5 @@
 "Training holds what it promises: on resuming, on a full disk, over processes, and in closed form."
+import contextlib
 import csv
 import errno
 import math
@@ -90,12 +91,24 @@ def test_after_many_power_cuts(whole, tmp_path):
     assert_equal_runs(whole, tmp_path / "run")
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    script = Path(__file__).with_name("train_blocks.py")
-    return subprocess.Popen(
-        [sys.executable, str(script), str(folder), *arguments],
-        stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture
+def start():
+    "Starts a training as a process; at the end of the test it is gone, and so are its children."
+    processes = []
+
+    def start(folder: Path, *arguments: str) -> subprocess.Popen:
+        script = Path(__file__).with_name("train_blocks.py")
+        processes.append(subprocess.Popen(
+            [sys.executable, str(script), str(folder), *arguments], start_new_session=True,
+            stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        ))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_for_rows(folder: Path, rows: int, process: subprocess.Popen) -> None:
@@ -108,7 +121,7 @@ def wait_for_rows(folder: Path, rows: int, process: subprocess.Popen) -> None:
     raise AssertionError(process.communicate()[1])
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):
+def test_ctrl_c_saves_and_says_how_to_go_on(start, whole, tmp_path):
     process = start(tmp_path / "run")
     wait_for_rows(tmp_path / "run", 1, process)
     process.send_signal(signal.SIGINT)
@@ -121,7 +134,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(whole, tmp_path):
     assert_equal_runs(whole, tmp_path / "run")
 
 
-def test_kill_9(whole, tmp_path):
+def test_kill_9(start, whole, tmp_path):
     process = start(tmp_path / "run")
     wait_for_rows(tmp_path / "run", 2, process)
     process.kill()
@@ -331,7 +344,7 @@ def test_a_checkpoint_of_another_model_is_a_sentence(whole, tmp_path):
 # Several processes
 
 
-def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
+def test_two_processes_equal_one_on_the_same_global_batch(start, tmp_path):
     process = start(tmp_path / "two", "--processes", "2", "--dropout", "0")
     message = process.communicate(timeout=900)[1]
     assert process.returncode == 0, message
