@@ -618,7 +618,7 @@ class Progress:
     def close(self) -> None:
         self.bar.close()
 
-# %% ../nbs/90_training.ipynb #01e994cb
+# %% ../nbs/90_training.ipynb #15fb55f8
 class RunFolder(pl.Callback):
     "Writes what training leaves behind: checkpoints, metrics as CSV and TensorBoard, samples."
 
@@ -631,7 +631,7 @@ class RunFolder(pl.Callback):
     ):
         self.run_dir, self.config, self.data, self.progress = run_dir, config, data, progress
         self.interrupted = False
-        self.bar = self.log = None
+        self.bar = self.metrics = None
 
     def interrupt(self) -> None:
         "Asks for a stop after this step."
@@ -640,7 +640,7 @@ class RunFolder(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: LitTrainable) -> None:
         if trainer.is_global_zero:
-            self.log = MetricsLog(self.run_dir, module.step)
+            self.metrics = MetricsLog(self.run_dir, module.step)
             if self.progress:
                 self.bar = Progress(module.step, module.options.num_steps)
         if module.checkpoint is None:
@@ -676,8 +676,8 @@ class RunFolder(pl.Callback):
     def log_row(self, log: dict[str, float | int]) -> None:
         "The first process writes what all of them have measured."
         self.refuse_if_broken(log)
-        if self.log:
-            self.log.append(log)
+        if self.metrics:
+            self.metrics.append(log)
 
     def refuse_if_broken(self, log: Mapping[str, float | int]) -> None:
         "Weights that have broken down are never saved over good ones."
@@ -710,14 +710,14 @@ class RunFolder(pl.Callback):
         if self.anywhere(not all(map(math.isfinite, means.values())), module):
             self.refuse_if_broken(means | {"a loss of another process": math.nan})
         state = module.state() | {"format": FORMAT, "config": dict(self.config)}
-        if self.log:
+        if self.metrics:
             write_checkpoint(self.run_dir / "checkpoint.pt", state)
 
     def teardown(self, trainer: pl.Trainer, module: LitTrainable, stage: str) -> None:
         if self.bar:
             self.bar.close()
-        if self.log:
-            self.log.writer.close()
+        if self.metrics:
+            self.metrics.writer.close()
 
 # %% ../nbs/90_training.ipynb #afd0117b
 class Run(NamedTuple):
