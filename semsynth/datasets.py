@@ -632,7 +632,7 @@ def classes_of(
     "Class ids back from class * 1000 + n."
     return torch.where(instance_map < 1000, instance_map, instance_map // 1000)
 
-# %% ../nbs/01_datasets.ipynb #1628637c
+# %% ../nbs/01_datasets.ipynb #ca0b3db3
 RECIPE = b"1"  # Part of the names in the cache: a change to the recovery below gets a new number
 
 
@@ -652,8 +652,10 @@ def make_map(path: Path) -> Int64[Tensor, "height width"]:
         return instance_components(read_label_map(path, FACADES_BASE), FACADES)
     both = read_image(path)
     height, width = both.shape[1:]
-    if width % 2 or width < height:
-        raise InputError(f"{path} is {width} x {height} pixels: expected photo and labels abreast")
+    if width != 2 * height:
+        raise InputError(
+            f"{path} is {width} x {height} pixels: expected photo and labels abreast, both square"
+        )
     return instance_components(recover_label_map(both[:, :, width // 2 :], FACADES)[0], FACADES)
 
 

@@ -103,7 +103,7 @@ def archive_members(archive: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
                 if member.isfile():
                     yield member.name, file.extractfile(member).read
 
-# %% ../nbs/00c_downloads.ipynb #c62394f9
+# %% ../nbs/00c_downloads.ipynb #50ddee13
 def unpack(
     archive: Path,  # A tar or zip file
     folder: Path,   # Written only when every member is sound
@@ -121,7 +121,7 @@ def unpack(
                 (fresh / rest).parent.mkdir(parents=True, exist_ok=True)
                 (fresh / rest).write_bytes(read())
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{archive} is not a sound archive ({error})") from error
+        raise InputError(f"{archive} is not a sound tar or zip archive") from error
     if not fresh.is_dir():
         raise InputError(f"{archive} has no folder {inside}")
     os.replace(fresh, folder)
