@@ -8,7 +8,8 @@ __all__ = ['Logits', 'Loss', 'Features', 'Noise', 'ADVERSARIAL_LOSSES', 'Norm', 
            'least_squares_g_loss', 'hinge_d_loss', 'hinge_g_loss', 'AdversarialLoss', 'receptive_field', 'convolutions',
            'choose', 'learns', 'PatchGAN', 'PixelGAN', 'patch_discriminator', 'transposed_convolution',
            'resize_convolution', 'ResidualBlock', 'ResNetGenerator', 'initialise', 'CGAN', 'cgan', 'official_weights',
-           'official_norm', 'load_official', 'ResNetSizes', 'official_resnet_sizes', 'official_resnet_layers']
+           'official_norm', 'load_official', 'ResNetSizes', 'official_resnet_sizes', 'official_resnet_layers',
+           'official_resnet', 'official_patchgan', 'official_pixelgan']
 
 # %% ../nbs/10_cgan.ipynb #5074e8d0
 import re
@@ -96,7 +97,7 @@ def convolutions(network: nn.Module) -> list[tuple[int, int]]:
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     return [(layer.kernel_size[0], layer.stride[0]) for layer in layers]
 
-# %% ../nbs/10_cgan.ipynb #d287b3eb
+# %% ../nbs/10_cgan.ipynb #b685eb77
 Norm = Callable[[int], nn.Module]  # number of channels -> normalisation layer
 
 NORMS: dict[str, Norm] = {
@@ -105,7 +106,7 @@ NORMS: dict[str, Norm] = {
     "none": nn.Identity,
 }
 
-
+# %% ../nbs/10_cgan.ipynb #274fd4ec
 Choice = TypeVar("Choice")
 
 
@@ -119,12 +120,12 @@ def choose(
         raise InputError(f"{argument} is {name!r}, but there are {', '.join(options)}")
     return options[name]
 
-
+# %% ../nbs/10_cgan.ipynb #41a6e36f
 def learns(module: nn.Module) -> bool:
     "Whether a layer has weights: a convolution before a norm that learns needs no bias."
     return any(True for _ in module.parameters())
 
-# %% ../nbs/10_cgan.ipynb #64922539
+# %% ../nbs/10_cgan.ipynb #45234c2c
 class PatchGAN(nn.Module):
     "Judges every patch of an image by itself, as one convolution (Isola et al. 2017, § 3.2.2)."
 
@@ -132,7 +133,7 @@ class PatchGAN(nn.Module):
         self,
         in_channels: int,             # Of what it sees: semantics and image
         channels: int = 64,           # Of the first layer; doubled up to three times after it
-        num_layers: int = 3,          # Layers between the first and the last: 3 give 70 x 70 patches
+        num_layers: int = 3,          # Layers between the first and the last: 3 give patches of 70
         norm: Norm = nn.BatchNorm2d,  # Of the layers between
     ):
         super().__init__()
@@ -169,25 +170,9 @@ class PatchGAN(nn.Module):
     @classmethod
     def from_official(cls, state_dict: Mapping[str, object]) -> "PatchGAN":
         "From a checkpoint of the published discriminators `basic` and `n_layers`."
-        weights = official_weights(state_dict)
-        found = [name for name in weights if re.fullmatch(r"model\.\d+\.weight", name)]
-        num_layers = sum(weights[name].ndim == 4 for name in found) - 2
-        if num_layers < 1 or "model.0.weight" not in found:
-            raise InputError(
-                "the checkpoint is not a PatchGAN as published: model.0, model.2, … should be at"
-                " least three convolutions"
-            )
-        channels, in_channels = weights["model.0.weight"].shape[:2]
-        norm = official_norm(weights, "model.2", "model.3")
+        return official_patchgan(state_dict)
 
-        layers = {"model.0": "layers.0.0"}
-        for n in range(1, num_layers + 1):
-            layers |= {f"model.{3 * n - 1}": f"layers.{n}.0", f"model.{3 * n}": f"layers.{n}.1"}
-        layers[f"model.{3 * num_layers + 2}"] = f"layers.{num_layers + 1}.0"
-        network = cls(in_channels, channels, num_layers, NORMS[norm])
-        return load_official(network, weights, layers, unbiased=norm == "none")
-
-# %% ../nbs/10_cgan.ipynb #3fa2b374
+# %% ../nbs/10_cgan.ipynb #ca4c840e
 class PixelGAN(nn.Module):
     "A PatchGAN whose patches are pixels: it judges colours, not textures (Isola et al. 2017)."
 
@@ -223,23 +208,8 @@ class PixelGAN(nn.Module):
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, object]) -> "PixelGAN":
-        "From a checkpoint of the published `pixel` discriminator."
-        weights = official_weights(state_dict)
-        if "net.0.weight" not in weights or weights["net.0.weight"].ndim != 4:
-            raise InputError(
-                "the checkpoint is not a PixelGAN as published: net.0, net.2 and net.5 should be"
-                " convolutions"
-            )
-        channels, in_channels = weights["net.0.weight"].shape[:2]
-        norm = official_norm(weights, "net.2", "net.3")
-        layers = {
-            "net.0": "layers.0.0",
-            "net.2": "layers.1.0",
-            "net.3": "layers.1.1",
-            "net.5": "layers.2.0",
-        }
-        network = cls(in_channels, channels, NORMS[norm])
-        return load_official(network, weights, layers, unbiased=norm == "none")
+        "From a checkpoint of the published discriminator `pixel`."
+        return official_pixelgan(state_dict)
 
 # %% ../nbs/10_cgan.ipynb #46d51be6
 PATCHES = {16: 1, 34: 2, 70: 3, 142: 4, 286: 5}  # patch -> num_layers; a test recomputes it
@@ -299,7 +269,7 @@ class ResidualBlock(nn.Module):
         hidden = self.dropout(F.relu(self.first_norm(self.first(x))))
         return x + self.second_norm(self.second(hidden))
 
-# %% ../nbs/10_cgan.ipynb #929e4590
+# %% ../nbs/10_cgan.ipynb #a8c004c2
 class ResNetGenerator(nn.Module):
     "Halves the size twice, works in residual blocks, doubles it twice (Johnson et al. 2016)."
 
@@ -342,20 +312,7 @@ class ResNetGenerator(nn.Module):
     @classmethod
     def from_official(cls, state_dict: Mapping[str, object]) -> "ResNetGenerator":
         "From a checkpoint of a published `resnet_9blocks`, `resnet_6blocks` or the like."
-        weights = official_weights(state_dict)
-        sizes = official_resnet_sizes(weights)
-        layers = official_resnet_layers(sizes)
-        network = cls(
-            sizes.in_channels,
-            sizes.channels,
-            sizes.num_blocks,
-            num_downs=sizes.num_downs,
-            norm=NORMS[sizes.norm],
-            dropout=sizes.dropout,
-            padding_mode="reflect" if sizes.padded else "zeros",
-            out_channels=sizes.out_channels,
-        )
-        return load_official(network, weights, layers, unbiased=sizes.norm == "none")
+        return official_resnet(state_dict)
 
 # %% ../nbs/10_cgan.ipynb #5da76fa7
 def initialise(
@@ -374,7 +331,7 @@ def initialise(
             nn.init.zeros_(layer.bias)
     return module
 
-# %% ../nbs/10_cgan.ipynb #a3616cab
+# %% ../nbs/10_cgan.ipynb #e79be009
 class CGAN(Synthesizer):
     "A generator that reads a label map and noise, and a judge who sees the map too."
 
@@ -382,11 +339,11 @@ class CGAN(Synthesizer):
 
     def __init__(
         self,
-        generator: nn.Module,      # (semantics, z) -> image
-        discriminator: nn.Module,  # (semantics, image) -> logits
-        num_classes: int,          # Classes of the label space
+        generator: ResNetGenerator,           # (semantics, z) -> image
+        discriminator: PatchGAN | PixelGAN,   # (semantics, image) -> logits
+        num_classes: int,                     # Classes of the label space
         *,
-        noise_channels: int = 8,   # Of z, one vector an image, repeated at every pixel
+        noise_channels: int = 8,              # Of z, one vector an image, repeated at every pixel
         adversarial_loss: AdversarialLoss = ADVERSARIAL_LOSSES["nonsaturating"],
         discriminator_weight: float = 0.5,  # Slows the discriminator (Isola et al. 2017)
     ):
@@ -490,7 +447,7 @@ PRESETS = {
     },
 }
 
-# %% ../nbs/10_cgan.ipynb #e2cdeb0b
+# %% ../nbs/10_cgan.ipynb #e0b93641
 def official_weights(
     state_dict: Mapping[str, object],  # A published checkpoint, as loaded
 ) -> dict[str, Tensor]:
@@ -506,7 +463,7 @@ def official_weights(
 
     return {name: value for name, value in weights.items() if not stale(name)}
 
-
+# %% ../nbs/10_cgan.ipynb #5262bfc5
 def official_norm(
     weights: Mapping[str, Tensor],  # From `official_weights`
     convolution: str,               # Published name of a convolution
@@ -550,7 +507,7 @@ def load_official(
     network.load_state_dict(found)
     return network
 
-# %% ../nbs/10_cgan.ipynb #507d094a
+# %% ../nbs/10_cgan.ipynb #5800e969
 class ResNetSizes(NamedTuple):
     "What the names and shapes of a published checkpoint tell about its generator."
 
@@ -563,7 +520,7 @@ class ResNetSizes(NamedTuple):
     padded: bool   # by layers of their own, which shift the numbers of the layers after them
     dropout: bool  # likewise
 
-
+# %% ../nbs/10_cgan.ipynb #942ba58e
 def official_resnet_sizes(weights: Mapping[str, Tensor]) -> ResNetSizes:
     "Counts the convolutions outside the blocks, the blocks, and the layers within the first block."
     names = {name for name, value in weights.items() if value.ndim == 4}
@@ -590,7 +547,7 @@ def official_resnet_sizes(weights: Mapping[str, Tensor]) -> ResNetSizes:
         dropout=second - first - first == 4,
     )
 
-
+# %% ../nbs/10_cgan.ipynb #51197c72
 def official_resnet_layers(sizes: ResNetSizes) -> dict[str, str]:
     "Published name of each layer -> ours: a stem of four layers, downs, blocks, ups, a head."
     layers = {"model.1": "stem.0", "model.2": "stem.1"}
@@ -609,3 +566,62 @@ def official_resnet_layers(sizes: ResNetSizes) -> dict[str, str]:
         layers |= {f"{block}.{second + 1}": f"blocks.{n}.second_norm"}
     layers[f"model.{ups + 3 * sizes.num_downs + 1}"] = "head.0"
     return layers
+
+# %% ../nbs/10_cgan.ipynb #bcacff32
+def official_resnet(state_dict: Mapping[str, object]) -> ResNetGenerator:
+    "The ResNetGenerator of a published checkpoint, its sizes read from names and shapes."
+    weights = official_weights(state_dict)
+    sizes = official_resnet_sizes(weights)
+    layers = official_resnet_layers(sizes)
+    network = ResNetGenerator(
+        sizes.in_channels,
+        sizes.channels,
+        sizes.num_blocks,
+        num_downs=sizes.num_downs,
+        norm=NORMS[sizes.norm],
+        dropout=sizes.dropout,
+        padding_mode="reflect" if sizes.padded else "zeros",
+        out_channels=sizes.out_channels,
+    )
+    return load_official(network, weights, layers, unbiased=sizes.norm == "none")
+
+# %% ../nbs/10_cgan.ipynb #1fc59394
+def official_patchgan(state_dict: Mapping[str, object]) -> PatchGAN:
+    "The PatchGAN of a published checkpoint, its sizes read from names and shapes."
+    weights = official_weights(state_dict)
+    found = [name for name in weights if re.fullmatch(r"model\.\d+\.weight", name)]
+    num_layers = sum(weights[name].ndim == 4 for name in found) - 2
+    if num_layers < 1 or "model.0.weight" not in found:
+        raise InputError(
+            "the checkpoint is not a PatchGAN as published: model.0, model.2, … should be at"
+            " least three convolutions"
+        )
+    channels, in_channels = weights["model.0.weight"].shape[:2]
+    norm = official_norm(weights, "model.2", "model.3")
+
+    layers = {"model.0": "layers.0.0"}
+    for n in range(1, num_layers + 1):
+        layers |= {f"model.{3 * n - 1}": f"layers.{n}.0", f"model.{3 * n}": f"layers.{n}.1"}
+    layers[f"model.{3 * num_layers + 2}"] = f"layers.{num_layers + 1}.0"
+    network = PatchGAN(in_channels, channels, num_layers, NORMS[norm])
+    return load_official(network, weights, layers, unbiased=norm == "none")
+
+# %% ../nbs/10_cgan.ipynb #64bba692
+def official_pixelgan(state_dict: Mapping[str, object]) -> PixelGAN:
+    "The PixelGAN of a published checkpoint, its sizes read from names and shapes."
+    weights = official_weights(state_dict)
+    if "net.0.weight" not in weights or weights["net.0.weight"].ndim != 4:
+        raise InputError(
+            "the checkpoint is not a PixelGAN as published: net.0, net.2 and net.5 should be"
+            " convolutions"
+        )
+    channels, in_channels = weights["net.0.weight"].shape[:2]
+    norm = official_norm(weights, "net.2", "net.3")
+    layers = {
+        "net.0": "layers.0.0",
+        "net.2": "layers.1.0",
+        "net.3": "layers.1.1",
+        "net.5": "layers.2.0",
+    }
+    network = PixelGAN(in_channels, channels, NORMS[norm])
+    return load_official(network, weights, layers, unbiased=norm == "none")
