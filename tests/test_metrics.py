@@ -413,3 +413,124 @@ def test_vgg_reads_weights_in_half_precision():
     features = metrics.vgg_features(path, CAFFE)
     assert features.name == "VGG16" and "BGR in [0, 255]" in str(features)
     assert next(features.parameters()).dtype == torch.float32
+
+
+# --- a published segmenter on a published data set: is mIoU what it should be?
+
+class Norm(nn.Sequential):
+    "Batch normalisation and PReLU, under the published names."
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.add_module("bn", nn.BatchNorm2d(channels, eps=1e-3))
+        self.add_module("act", nn.PReLU(channels))
+
+
+class Conv(nn.Sequential):
+    "A convolution that keeps the size, or halves it."
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1):
+        super().__init__()
+        padding = (kernel - 1) // 2 * dilation
+        self.add_module("conv", nn.Conv2d(
+            inputs, outputs, kernel, stride, padding, dilation, bias=False
+        ))
+
+
+class Pyramid(nn.Module):
+    "ESP: reduce, dilate five times, add up hierarchically (Mehta et al. 2018, § 3)."
+
+    def __init__(self, inputs: int, outputs: int, *, down: bool = False, residual: bool = True):
+        super().__init__()
+        narrow = outputs // 5
+        self.residual = residual and not down
+        self.c1 = Conv(inputs, narrow, 3, 2) if down else Conv(inputs, narrow, 1)
+        self.d1 = Conv(narrow, outputs - 4 * narrow, 3)
+        for dilation in (2, 4, 8, 16):
+            self.add_module(f"d{dilation}", Conv(narrow, narrow, 3, dilation=dilation))
+        self.bn, self.act = Norm(outputs) if down else (Norm(outputs), nn.Identity())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        reduced = self.c1(x)
+        parts = [self.d1(reduced), self.d2(reduced)]
+        for branch in (self.d4, self.d8, self.d16):
+            parts.append(parts[-1] + branch(reduced))
+        joined = torch.cat(parts, 1)
+        return self.act(self.bn(x + joined if self.residual else joined))
+
+
+class Encoder(nn.Module):
+    def __init__(self, num_classes: int, second: int, third: int):
+        super().__init__()
+        self.level1 = Conv(3, 16, 3, 2)
+        self.level1.add_module("bn", nn.BatchNorm2d(16, eps=1e-3))
+        self.level1.add_module("act", nn.PReLU(16))
+        self.b1, self.level2_0 = Norm(19), Pyramid(19, 64, down=True)
+        self.level2 = nn.ModuleList(Pyramid(64, 64) for _ in range(second))
+        self.b2, self.level3_0 = Norm(131), Pyramid(131, 128, down=True)
+        self.level3 = nn.ModuleList(Pyramid(128, 128) for _ in range(third))
+        self.b3, self.classifier = Norm(256), Conv(256, num_classes, 1)
+
+
+class ESPNet(nn.Module):
+    "ESPNet with its light decoder."
+
+    def __init__(self, num_classes: int = 12, second: int = 2, third: int = 8):
+        super().__init__()
+        c = num_classes
+        self.encoder = Encoder(c, second, third)
+        self.level3_C, self.br = Conv(131, c, 1), nn.BatchNorm2d(c, eps=1e-3)
+        self.conv = Conv(19 + c, c, 3)
+        self.conv.add_module("bn", nn.BatchNorm2d(c, eps=1e-3))
+        self.conv.add_module("act", nn.PReLU(c))
+        self.up_l3 = nn.Sequential(nn.ConvTranspose2d(c, c, 2, 2, bias=False))
+        self.combine_l2_l3 = nn.Sequential(Norm(2 * c), Pyramid(2 * c, c, residual=False))
+        self.up_l2 = nn.Sequential(nn.ConvTranspose2d(c, c, 2, 2, bias=False), Norm(c))
+        self.classifier = nn.ConvTranspose2d(c, c, 2, 2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        e, half = self.encoder, nn.functional.avg_pool2d
+        small = half(x, 3, 2, 1)
+        first = e.b1(torch.cat([e.level1(x), small], 1))
+        second = start = e.level2_0(first)
+        for layer in e.level2:
+            second = layer(second)
+        second = e.b2(torch.cat([second, start, half(small, 3, 2, 1)], 1))
+
+        third = start = e.level3_0(second)
+        for layer in e.level3:
+            third = layer(third)
+        third = self.up_l3(self.br(e.classifier(e.b3(torch.cat([start, third], 1)))))
+        both = self.up_l2(self.combine_l2_l3(torch.cat([self.level3_C(second), third], 1)))
+        return self.classifier(self.conv(torch.cat([both, first], 1)))[:, :11]  # 11 is void
+
+
+def camvid(folder: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    paths = sorted((folder / split).glob("*.jpg"))
+    maps = [folder / f"{split}annot" / f"{path.stem}.png" for path in paths]
+    images = [np.array(PIL.Image.open(path).convert("RGB")) for path in paths]
+    labels = [np.array(PIL.Image.open(path)) for path in maps]
+    label_map = torch.from_numpy(np.stack(labels)).long()
+    image = torch.from_numpy(np.stack(images)).movedim(-1, 1) / 127.5 - 1
+    return image, label_map.where(label_map < 11, IGNORE_INDEX)
+
+
+def test_espnet_reaches_its_published_miou_on_camvid(camvid_folder: Path):
+    path = WEIGHTS / "espnet_camvid_p2q8.pth"
+    if not path.exists():
+        pytest.skip("ESPNet's weights are not here: set SEMSYNTH_TEST_WEIGHTS to their folder")
+    network = ESPNet()
+    network.load_state_dict(torch.load(path, weights_only=True))
+
+    train = ((camvid(camvid_folder, "train")[0] + 1) * 127.5).flip(1)
+    mean, std = train.mean((0, 2, 3)), train.std((2, 3)).mean(0) * 255
+    read = Preprocessing(None, tuple(mean.tolist()), tuple(std.tolist()), "BGR", 255.0)
+    segmenter = Segmenter("ESPNet", network, read)
+
+    image, label_map = camvid(camvid_folder, "test")
+    found = torch.cat([segmenter(batch) for batch in image.split(8)])
+    real = confusion(found, label_map, 11).sum(0)
+    assert mean_iou(real).item() == pytest.approx(0.57, abs=0.01)
+
+    order = torch.randperm(len(image), generator=torch.Generator().manual_seed(0))
+    assert mean_iou(confusion(found[order], label_map, 11).sum(0)) < 0.25
