@@ -176,7 +176,7 @@ def train_config(
         settings.insert(0, f"model.name={args.model}")
     return read_config(args.config, settings)
 
-# %% ../nbs/92_cli.ipynb #3eb21cca
+# %% ../nbs/92_cli.ipynb #12ba548d
 ON_RESUME = (
     "data.root",
     "train.num_steps",
@@ -206,8 +206,14 @@ def resumed_config(args: argparse.Namespace):
                 f"{assignment} cannot be changed in a run that has begun; "
                 f"only {', '.join(ON_RESUME)} can"
             )
-    config, _, _ = read_run(args.resume)
-    return checked(override(asdict(config), settings))
+    config, _, state = read_run(args.resume)
+    config = checked(override(asdict(config), settings))
+    if config.train.get("num_steps", state["step"]) < state["step"]:
+        raise InputError(
+            f"{args.resume} has {state['step']} steps already, "
+            f"more than train.num_steps={config.train['num_steps']}: give a larger number"
+        )
+    return config
 
 # %% ../nbs/92_cli.ipynb #0511b185
 def example_pairs(config, count: int = 4):

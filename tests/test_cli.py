@@ -494,6 +494,12 @@ def resume_with_another_size(world, folder):
     )
 
 
+@bad
+def resume_to_fewer_steps(world, folder):
+    words = ["train", "--resume", str(world.run), "train.num_steps=2", "--gpus", "0"]
+    return Bad(words, ("4 steps", "train.num_steps=2"))
+
+
 def with_checkpoint(world: World, folder: Path, content: bytes) -> Path:
     run = folder / "run"
     run.mkdir()
