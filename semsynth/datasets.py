@@ -189,14 +189,14 @@ class Resize:
     def __call__(self, sample: Batch) -> Batch:
         return resized(sample, self.size)
 
-# %% ../nbs/01_datasets.ipynb #7261cc35
+# %% ../nbs/01_datasets.ipynb #cf2e0c85
 class Augment:
     "Resize, random crop and random flip, one for photo and maps (Isola et al. 2017, § 6.2)."
 
     def __init__(
         self,
         resolution: int | Sequence[int],                     # What the network sees
-        load_resolution: int | Sequence[int] | None = None,  # Before the crop; None: 286 / 256 of it
+        load_resolution: int | Sequence[int] | None = None,  # Before the crop; None: 286 / 256
         flip: bool = True,                                   # Mirror every other sample
     ):
         self.size = as_size(resolution)

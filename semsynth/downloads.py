@@ -40,7 +40,7 @@ def show_progress(
         sys.stderr.write(f"\r{what}: {share}" + ("\n" if last else ""))
         sys.stderr.flush()
 
-# %% ../nbs/00c_downloads.ipynb #4e354d52
+# %% ../nbs/00c_downloads.ipynb #367287b9
 def fetch_rest(
     url: str,    # What to fetch
     part: Path,  # What has arrived so far; appended to
@@ -55,7 +55,7 @@ def fetch_rest(
         with open(part, "ab" if resumed else "wb") as file:
             while chunk := reply.read(1 << 16):
                 have += file.write(chunk)
-                show_progress(have, total, f"Downloading {url}")
+                show_progress(have, total, f"Downloading {Path(url).name}")
     if have < total:
         raise OSError(f"the connection broke off after {have:,} of {total:,} bytes")
 
