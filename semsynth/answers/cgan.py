@@ -16,76 +16,122 @@ from ..exercises import Exercise, Mistake
 
 EXERCISES: dict[str, Exercise] = {}
 
-# %% ../../nbs/solutions/cgan.ipynb #d64be708
+# %% ../../nbs/solutions/cgan.ipynb #025917a4
 EXERCISES["optimal_discriminator"] = Exercise(
-    question="Photos show an image with density 0.3, fakes with 0.1: what is the best D, as a probability?",
+    question=(
+        "Photos show an image with density 0.3, fakes with 0.1: what is the best D, as a"
+        " probability?"
+    ),
     level="check",
     expected=0.75,
     mistakes=(
-        Mistake(3.0, "That is the ratio of the densities, e to the power of the logit; D is a probability."),
+        Mistake(
+            3.0,
+            "That is the ratio of the densities, e to the power of the logit; D is a probability.",
+        ),
         Mistake(math.log(3), "That is the logit of the best D; its sigmoid is asked for."),
         Mistake(0.25, "That is the share of fakes; D is the probability of being a photo."),
-        Mistake(0.3, "How often photos show the image is half of the question: fakes show it, too."),
+        Mistake(
+            0.3,
+            "How often photos show the image is half of the question: fakes show it, too.",
+        ),
         Mistake(0.5, "A half is right only where photos and fakes show the image equally often."),
     ),
     remark="0.3 / (0.3 + 0.1): of four occurrences of this image, three are photos.",
 )
 
-# %% ../../nbs/solutions/cgan.ipynb #19e51c67
+# %% ../../nbs/solutions/cgan.ipynb #0aadcf76
 EXERCISES["receptive_field"] = Exercise(
-    question="How many pixels does a verdict see behind convolutions (3, 1), (3, 2), (3, 2), (7, 1)?",
+    question=(
+        "How many pixels does a verdict see behind convolutions (3, 1), (3, 2), (3, 2), (7, 1)?"
+    ),
     level="check",
     expected=33,
     mistakes=(
-        Mistake(13, "You left out the strides: behind a stride of 2, neighbours are two pixels apart."),
+        Mistake(
+            13,
+            "You left out the strides: behind a stride of 2, neighbours are two pixels apart.",
+        ),
         Mistake(189, "You multiplied the kernels; each layer adds to what is seen."),
-        Mistake(16, "You added the kernels; a kernel of 3 adds 2 pixels, and strides spread them out."),
+        Mistake(
+            16,
+            "You added the kernels; a kernel of 3 adds 2 pixels, and strides spread them out.",
+        ),
         Mistake(39, "A stride acts on the layers after it, and not on its own layer's kernel."),
-        Mistake(31, "You stopped one layer early: the first convolution sees further than one pixel, too."),
-        Mistake(21, "You walked from the first layer on with a recurrence that starts at the last."),
+        Mistake(
+            31,
+            "You stopped one layer early: the first convolution sees further than one pixel, too.",
+        ),
+        Mistake(
+            21,
+            "You walked from the first layer on with a recurrence that starts at the last.",
+        ),
     ),
     remark="Backwards: 7, 15, 31, 33.",
 )
 
-# %% ../../nbs/solutions/cgan.ipynb #c5da01ac
+# %% ../../nbs/solutions/cgan.ipynb #04cb0082
 EXERCISES["verdict_grid"] = Exercise(
     question="How many rows and columns of verdicts does the 70 pixel PatchGAN give at 256 x 512?",
     level="check",
     expected=(30, 62),
     mistakes=(
-        Mistake((32, 64), "The three halvings are right; what do a kernel of 4 and padding of 1 do at stride 1?"),
-        Mistake((31, 63), "One convolution of stride 1 is counted; there are two, the last layer among them."),
+        Mistake(
+            (32, 64),
+            "The three halvings are right; what do a kernel of 4 and padding of 1 do at stride 1?",
+        ),
+        Mistake(
+            (31, 63),
+            "One convolution of stride 1 is counted; there are two, the last layer among them.",
+        ),
         Mistake((30, 30), "The network is convolutional: a wider image gets more columns."),
         Mistake((62, 30), "Rows first: the image is 256 pixels high."),
         Mistake((3, 7), "Those are tiles side by side; the patches overlap, one every 8 pixels."),
-        Mistake((187, 443), "That is a patch at every pixel; with three strides of 2 there is one every 8 pixels."),
+        Mistake(
+            (187, 443),
+            "That is a patch at every pixel; with three strides of 2 there is one every 8 pixels.",
+        ),
     ),
     remark="One verdict every 8 pixels, less two at the borders.",
 )
 
-# %% ../../nbs/solutions/cgan.ipynb #ebe0f094
+# %% ../../nbs/solutions/cgan.ipynb #022c540a
 EXERCISES["slope_ratio"] = Exercise(
-    question="At a logit of -4, how many times steeper is the non-saturating loss than the saturating?",
+    question=(
+        "At a logit of -4, how many times steeper is the non-saturating loss than the saturating?"
+    ),
     level="check",
     expected=math.exp(4),
     mistakes=(
-        Mistake(math.exp(-4), "The other way round: which of the two is flat where the generator loses?"),
+        Mistake(
+            math.exp(-4),
+            "The other way round: which of the two is flat where the generator loses?",
+        ),
         Mistake(1.0, "They are equally steep at a logit of 0 only."),
         Mistake(1 / (1 + math.exp(-4)), "That is the slope of the non-saturating loss by itself."),
         Mistake(1 / (1 + math.exp(4)), "That is the slope of the saturating loss by itself."),
-        Mistake(math.log1p(math.exp(4)) / math.log1p(math.exp(-4)), "That is the ratio of the losses, not of their slopes."),
+        Mistake(
+            math.log1p(math.exp(4)) / math.log1p(math.exp(-4)),
+            "That is the ratio of the losses, not of their slopes.",
+        ),
         Mistake(16.0, "The ratio grows as e to the power of 4, and not as 4 squared."),
     ),
     remark="The sigmoids of 4 and -4 have the ratio e to the power of 4.",
 )
 
-# %% ../../nbs/solutions/cgan.ipynb #2d4473f3
+# %% ../../nbs/solutions/cgan.ipynb #b745f08b
 EXERCISES["half"] = Exercise(
-    question="Does a tenth of `discriminator_weight` make the discriminator learn much more slowly under Adam?",
+    question=(
+        "Does a tenth of `discriminator_weight` make the discriminator learn much more slowly"
+        " under Adam?"
+    ),
     level="check",
     expected=False,
     mistakes=(
-        Mistake(True, "It would with plain gradient descent. What does Adam divide the mean gradient by?"),
+        Mistake(
+            True,
+            "It would with plain gradient descent. What does Adam divide the mean gradient by?",
+        ),
     ),
     remark="Adam divides the factor out again, but for its epsilon.",
 )
@@ -128,7 +174,7 @@ EXERCISES["relativistic"] = Exercise(
     remark="If both logits rise together, nothing changes: only the order counts.",
 )
 
-# %% ../../nbs/solutions/cgan.ipynb #becd0b09
+# %% ../../nbs/solutions/cgan.ipynb #60587c53
 def smoothed_d_loss(real_logits, fake_logits):
     "Photos should get 0.9 and fakes 0 (Salimans et al. 2016, one-sided label smoothing)."
     real = 0.9 * F.softplus(-real_logits) + 0.1 * F.softplus(real_logits)
@@ -143,7 +189,8 @@ EXERCISES["label_smoothing"] = Exercise(
     mistakes=(
         Mistake(
             lambda real, fake: (0.9 * F.softplus(-real) + F.softplus(fake)).mean(),
-            "A factor of 0.9 alone still wants a logit without end; the other tenth of the target is missing.",
+            "A factor of 0.9 alone still wants a logit without end; the other tenth of the target"
+            " is missing.",
         ),
         Mistake(
             lambda real, fake: smoothed_d_loss(real, fake)
@@ -152,7 +199,8 @@ EXERCISES["label_smoothing"] = Exercise(
             "You smoothed the fakes as well; one side is asked for.",
         ),
         Mistake(
-            lambda real, fake: (torch.sigmoid(real) - 0.9).square().mean() + torch.sigmoid(fake).square().mean(),
+            lambda real, fake: (torch.sigmoid(real) - 0.9).square().mean()
+            + torch.sigmoid(fake).square().mean(),
             "Those are squares of probabilities; a cross-entropy is asked for.",
         ),
         Mistake(
@@ -163,7 +211,7 @@ EXERCISES["label_smoothing"] = Exercise(
     remark="The minimum for photos is at a logit of log 9, and not at infinity.",
 )
 
-# %% ../../nbs/solutions/cgan.ipynb #955516e4
+# %% ../../nbs/solutions/cgan.ipynb #43953750
 def affordable(network: object) -> str | None:
     "None, or which of the three conditions does not hold."
     if not isinstance(network, nn.Module):
@@ -174,17 +222,25 @@ def affordable(network: object) -> str | None:
     image = torch.rand(1, 21, 128, 128, requires_grad=True)
     drawn = network.eval()(image)
     if drawn.shape != (1, 3, 128, 128):
-        return f"For 21 channels of 128 x 128 it gives {tuple(drawn.shape)}, and no RGB image of that size."
+        return (
+            f"For 21 channels of 128 x 128 it gives {tuple(drawn.shape)}, and no RGB image of that"
+            " size."
+        )
     drawn[0, 0, 64, 64].backward()
     seen = image.grad.abs().sum(dim=(0, 1)) > 0
     sides = int(seen.any(dim=0).sum()), int(seen.any(dim=1).sum())
     if min(sides) < 50:
-        return f"An output pixel depends on {sides[1]} x {sides[0]} pixels, and 50 x 50 are asked for."
+        return (
+            f"An output pixel depends on {sides[1]} x {sides[0]} pixels, and 50 x 50 are asked for."
+        )
     return None
 
 
 EXERCISES["small_generator"] = Exercise(
-    question="Build a ResNetGenerator of 21 channels with under 100,000 weights that sees 50 x 50 pixels.",
+    question=(
+        "Build a ResNetGenerator of 21 channels with under 100,000 weights that sees 50 x 50"
+        " pixels."
+    ),
     level="build",
     holds=affordable,
     mistakes=(
@@ -197,15 +253,24 @@ EXERCISES["small_generator"] = Exercise(
     remark="Width is paid for in squares, depth only once.",
 )
 
-# %% ../../nbs/solutions/cgan.ipynb #14ab5bb3
+# %% ../../nbs/solutions/cgan.ipynb #7cc51a2a
 EXERCISES["deaf_norm"] = Exercise(
     question="With which entry of NORMS do samples not depend on z at all?",
     level="explore",
     expected="instance",
     mistakes=(
-        Mistake("batch", "Batch norm takes the mean over images with different z, so their differences stay."),
-        Mistake("none", "Without a norm, nothing takes away the constant that z adds to a channel."),
-        Mistake("layer", "There is no such entry; and think of what each norm takes the mean over."),
+        Mistake(
+            "batch",
+            "Batch norm takes the mean over images with different z, so their differences stay.",
+        ),
+        Mistake(
+            "none",
+            "Without a norm, nothing takes away the constant that z adds to a channel.",
+        ),
+        Mistake(
+            "layer",
+            "There is no such entry; and think of what each norm takes the mean over.",
+        ),
     ),
     remark="It subtracts the mean over the image, and z is constant over the image.",
 )
