@@ -123,7 +123,7 @@ def check_label_space(space: LabelSpace) -> None:
     if any(number not in range(256) for number in (*numbers, *space.void_ids)):
         raise InputError(f"{space.name} has file ids beyond 0 to 255, which no 8-bit PNG can hold")
 
-# %% ../nbs/00_labels.ipynb #cbd4868d
+# %% ../nbs/00_labels.ipynb #5a35071d
 def check_class_ids(
     label_map: Int64[Tensor, "*shape"],  # Class ids, or `IGNORE_INDEX`
     num_classes: int,                    # Classes of the label space
@@ -135,8 +135,9 @@ def check_class_ids(
         first = int(label_map[wrong][0])
         pixels = int((label_map == first).sum())
         raise InputError(
-            f"{source} holds id {first} ({count(pixels, 'pixel')}), but num_classes is {num_classes}"
-            f": ids go from 0 to {num_classes - 1}, and {IGNORE_INDEX} means without label"
+            f"{source} holds id {first} ({count(pixels, 'pixel')}), but num_classes is "
+            f"{num_classes}: ids go from 0 to {num_classes - 1}, and {IGNORE_INDEX} means without"
+            " label"
         )
 
 # %% ../nbs/00_labels.ipynb #38712d5b
@@ -468,7 +469,7 @@ def palette_clearance(palette: tuple, visions: tuple[str, ...] = tuple(COLOUR_VI
     apart = colour_distances(np.array(palette), np.array(palette), visions)
     return float((apart + np.diag(np.full(len(palette), np.inf))).min())
 
-# %% ../nbs/00_labels.ipynb #3d3abb85
+# %% ../nbs/00_labels.ipynb #5bf28c01
 @lru_cache
 def safe_palette(
     palette: tuple[tuple[int, int, int], ...],  # Colours to stay near to
@@ -479,6 +480,7 @@ def safe_palette(
 
     levels = np.linspace(0, 255, 12).round().astype(int)
     candidates = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
+    candidates = candidates[perceived(candidates)[:, 0] > 0.25]  # OKLab lightness: 0 black, 1 white
     clearance = colour_distances(candidates, np.array([void_colour]))[:, 0]
     chosen = []
     for _ in palette:

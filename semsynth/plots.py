@@ -10,7 +10,7 @@ __all__ = ['INK', 'PAPER', 'FAINT', 'LINE_COLOURS', 'GALLERY_PAGE', 'GALLERY_STY
            'GalleryRow', 'write_gallery', 'gallery_row', 'gallery_page', 'gallery_table_row', 'gallery_facts',
            'gallery_legend']
 
-# %% ../nbs/02_plots.ipynb #64dcf3f2
+# %% ../nbs/02_plots.ipynb #b6bd0b10
 import base64
 import html
 import io
@@ -40,12 +40,12 @@ from semsynth.labels import (
     write_label_map,
 )
 
-if TYPE_CHECKING:  # matplotlib takes longer to import than all of semsynth: only figures wait for it
+if TYPE_CHECKING:  # matplotlib takes longer to import than semsynth: only figures wait for it
     from matplotlib.figure import Figure
 
-# %% ../nbs/02_plots.ipynb #1867aade
+# %% ../nbs/02_plots.ipynb #5dbe5f06
 INK, PAPER, FAINT = "#24292f", "#ffffff", "#8b949e"  # text and lines, background, grid and ticks
-# Line colours for every eye, in the order of use (Okabe & Ito 2008, without yellow: too pale on white).
+# Line colours for every eye, in the order of use (Okabe & Ito 2008; their yellow is too pale here).
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#24292f")
 
 # %% ../nbs/02_plots.ipynb #a687ee81
@@ -55,7 +55,7 @@ def to_uint8(
     "RGB in [0, 255], rounded to the nearest: the one place where images leave [-1, 1]."
     return ((image.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
-# %% ../nbs/02_plots.ipynb #5a380469
+# %% ../nbs/02_plots.ipynb #fbde9c42
 @dataclass(frozen=True, eq=False)
 class Picture:
     "An image and the sentence that stands for it; as the last value of a cell it shows itself."
@@ -72,7 +72,7 @@ class Picture:
             self.image.convert("RGB").save(content, "JPEG", quality=self.quality, optimize=True)
             return "image/jpeg", content.getvalue()
         flat = self.image.convert("RGB")
-        few = len(flat.getcolors(256) or []) or 64  # beyond 256 colours only smoothed edges are lost
+        few = len(flat.getcolors(256) or []) or 64  # beyond 256, only smoothed edges are lost
         flat.quantize(few, dither=PIL.Image.Dither.NONE).save(content, "PNG", optimize=True)
         return "image/png", content.getvalue()
 
@@ -101,7 +101,7 @@ def figure_picture(
     pyplot.close(figure)
     return Picture(PIL.Image.open(content).convert("RGB"), alt)
 
-# %% ../nbs/02_plots.ipynb #5a502924
+# %% ../nbs/02_plots.ipynb #148b58aa
 def quiet_style():
     "A context for matplotlib: thin lines, no box, colours for every eye, in all chapters the same."
     from matplotlib import rc_context
@@ -110,8 +110,10 @@ def quiet_style():
     return rc_context({
         "axes.prop_cycle": cycler(color=LINE_COLOURS), "lines.linewidth": 1.6, "figure.dpi": 72,
         "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
-        "axes.labelcolor": INK, "text.color": INK, "axes.titlesize": 11, "axes.titlelocation": "left",
-        "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+        "axes.labelcolor": INK, "text.color": INK,
+        "axes.titlesize": 11, "axes.titlelocation": "left",
+        "xtick.color": FAINT, "ytick.color": FAINT,
+        "xtick.labelcolor": INK, "ytick.labelcolor": INK,
         "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#e6e8eb", "axes.axisbelow": True,
         "legend.frameon": False, "figure.constrained_layout.use": True, "font.size": 10,
         "image.interpolation": "nearest", "savefig.facecolor": PAPER,
@@ -164,11 +166,11 @@ def enlarge(image: PIL.Image.Image, least: int) -> PIL.Image.Image:
     times = max(1, math.ceil(least / min(image.size)))
     return image.resize((image.width * times, image.height * times), PIL.Image.Resampling.NEAREST)
 
-# %% ../nbs/02_plots.ipynb #2f14337e
+# %% ../nbs/02_plots.ipynb #a23649f7
 def legend_image(
     space: LabelSpace,          # Gives names and colours
     class_ids: Sequence[int],   # Classes to list, in this order; may hold `IGNORE_INDEX`
-    height: int | None = None,  # Room for one column, in pixels; more columns follow. None: one column
+    height: int | None = None,  # Room for one column, in pixels; None: all classes in one column
 ) -> PIL.Image.Image:
     "A swatch, the id and the name of each class."
     line, swatch, gap = 20, 12, 8
@@ -231,10 +233,10 @@ def side_by_side(images: Sequence[PIL.Image.Image], gap: int) -> PIL.Image.Image
         left += image.width + gap
     return row
 
-# %% ../nbs/02_plots.ipynb #62d8dec2
+# %% ../nbs/02_plots.ipynb #1248833e
 def grid_image(
     columns: Mapping[str, Num[Tensor, "batch ..."]],  # Heading to images, or to a label map
-    space: LabelSpace | None = None,                     # Paints the label maps
+    space: LabelSpace | None = None,                  # Paints the label maps
     *,
     gap: int = 4,                 # Pixels between the panels
     headings: bool = True,        # Whether the names of the columns stand on top
@@ -243,7 +245,8 @@ def grid_image(
     panels = [column_pixels(column, space) for column in columns.values()]
     sizes = {tuple(panel.shape) for panel in panels}
     if len(sizes) != 1:
-        found = ", ".join(f"{name} {tuple(p.shape)}" for name, p in zip(columns, panels, strict=True))
+        shapes = zip(columns, [tuple(panel.shape) for panel in panels], strict=True)
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes)
         raise ValueError(f"the columns of a grid need equal shapes, but they are {found}")
     rows, _, height, width = panels[0].shape
 
@@ -257,10 +260,10 @@ def grid_image(
         draw_headings(grid, list(columns), width, gap)
     return grid
 
-# %% ../nbs/02_plots.ipynb #ce121795
+# %% ../nbs/02_plots.ipynb #987c07af
 def column_pixels(
     column: Num[Tensor, "batch ..."],  # Images in [-1, 1], or label maps
-    space: LabelSpace | None,             # Paints the label maps
+    space: LabelSpace | None,          # Paints the label maps
 ) -> UInt8[Tensor, "batch 3 height width"]:
     "What stands in one column of a grid: label maps are painted, images converted."
     if column.is_floating_point():
@@ -279,7 +282,7 @@ def draw_headings(grid: PIL.Image.Image, names: Sequence[str], width: int, gap: 
             name = name.removesuffix("…")[:-1] + "…"
         draw.text((column * (width + gap), 12), name, INK, font(points), anchor="lm")
 
-# %% ../nbs/02_plots.ipynb #8115a407
+# %% ../nbs/02_plots.ipynb #84b7e56b
 def show_grid(
     label_map: LabelMap,  # Class ids, or `IGNORE_INDEX`
     sample: Image,        # What a model drew for them
@@ -293,7 +296,7 @@ def show_grid(
 
 def show_comparison(
     columns: Mapping[str, Num[Tensor, "batch ..."]],  # Heading to images, or to a label map
-    space: LabelSpace | None = None,                     # Paints the label maps
+    space: LabelSpace | None = None,                  # Paints the label maps
     *,
     quality: int = 85,  # Of the JPEG: 60 halves what a notebook weighs
 ) -> Picture:
@@ -341,8 +344,14 @@ def show_curves(
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         return figure_picture(figure, describe_curves(history, names, smoothing))
 
-# %% ../nbs/02_plots.ipynb #e6e4ee02
-def draw_curve(axes, steps: Sequence[int | float], values: Sequence[int | float], name: str, smoothing: int | float):
+# %% ../nbs/02_plots.ipynb #05ed5bc4
+def draw_curve(
+    axes,
+    steps: Sequence[int | float],
+    values: Sequence[int | float],
+    name: str,
+    smoothing: int | float,
+) -> None:
     "One column: measured values pale, smoothed ones over them."
     pairs = [(s, v) for s, v in zip(steps, values, strict=True) if math.isfinite(v)]
     steps, values = [s for s, _ in pairs], [v for _, v in pairs]
@@ -356,7 +365,8 @@ def describe_curves(history, names: Sequence[str], smoothing: int | float = 0.9)
     told = []
     for name in names:
         curve = [v for v in smooth(history[name], smoothing) if math.isfinite(v)]
-        told.append(f"{name} from {curve[0]:.3g} to {curve[-1]:.3g}" if curve else f"{name} without values")
+        ends = f"from {curve[0]:.3g} to {curve[-1]:.3g}" if curve else "without values"
+        told.append(f"{name} {ends}")
     return f"Curves over {count(len(history), 'step')}: {', '.join(told)}."
 
 # %% ../nbs/02_plots.ipynb #6ca0ef57
@@ -514,7 +524,7 @@ GALLERY_PAGE = """<!doctype html>
 </html>
 """
 
-# %% ../nbs/02_plots.ipynb #e1a82fbd
+# %% ../nbs/02_plots.ipynb #ef688110
 GALLERY_STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #24292f; --faint: #59636e;
   --line: #d8dee4; --mark: #0969da; }
@@ -522,19 +532,23 @@ GALLERY_STYLE = """
   :root { --paper: #0d1117; --ink: #e6edf3; --faint: #9198a1;
     --line: #30363d; --mark: #4493f8; }
 }
-body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0 auto; padding: 1.5rem; max-width: 90rem;
+  background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0; }
 dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: 1rem 0; }
 dt { color: var(--faint); font-size: .85rem; }
 dd { margin: 0; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
 summary, button { cursor: pointer; }
-.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: .5rem 0; margin: 0; }
-.legend span { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; border: 1px solid var(--line); }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem;
+  list-style: none; padding: .5rem 0; margin: 0; }
+.legend span { display: inline-block; width: .8rem; height: .8rem;
+  margin-right: .4rem; border: 1px solid var(--line); }
 table { border-collapse: collapse; margin-top: 1rem; }
 th, td { padding: .4rem; border-top: 1px solid var(--line); text-align: left; vertical-align: top; }
-thead th { position: sticky; top: 0; background: var(--paper); border: 0; font-weight: 600; white-space: nowrap; }
-tbody th { font-weight: 400; color: var(--faint); overflow-wrap: anywhere; min-width: 5rem; max-width: 12rem; }
+thead th { position: sticky; top: 0; background: var(--paper);
+  border: 0; font-weight: 600; white-space: nowrap; }
+tbody th { min-width: 5rem; max-width: 12rem; overflow-wrap: anywhere;
+  font-weight: 400; color: var(--faint); }
 td[data-value] { font-variant-numeric: tabular-nums; }
 thead button { font: inherit; color: inherit; background: none; border: 0; padding: 0; }
 thead button::after { content: " \\2195"; color: var(--faint); }
@@ -544,16 +558,19 @@ th[aria-sort=descending] button::after { content: " \\2193"; color: var(--mark);
 .open img { display: block; width: clamp(8rem, 18vw, 16rem); height: auto; }
 .crisp { image-rendering: pixelated; }
 :focus-visible { outline: 3px solid var(--mark); outline-offset: 2px; }
-dialog { border: 1px solid var(--line); background: var(--paper); color: var(--ink); max-width: 96vw; max-height: 96vh; }
+dialog { max-width: 96vw; max-height: 96vh;
+  border: 1px solid var(--line); background: var(--paper); color: var(--ink); }
 dialog::backdrop { background: rgb(0 0 0 / .7); }
-dialog img { display: block; margin: auto; height: min(78vh, 90vw); max-width: 92vw; object-fit: contain; }
+dialog img { display: block; margin: auto; height: min(78vh, 90vw); max-width: 92vw;
+  object-fit: contain; }
 dialog form { display: flex; gap: .5rem; }
 .unseen { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 """
 
-# %% ../nbs/02_plots.ipynb #7f1cedab
+# %% ../nbs/02_plots.ipynb #3eee060c
 GALLERY_SCRIPT = """
-const body = document.querySelector('tbody'), heads = [...document.querySelectorAll('thead th[aria-sort]')];
+const body = document.querySelector('tbody');
+const heads = [...document.querySelectorAll('thead th[aria-sort]')];
 const words = new Intl.Collator(undefined, {numeric: true});
 heads.forEach((head, column) => head.querySelector('button').addEventListener('click', () => {
   const down = head.getAttribute('aria-sort') === 'ascending';
