@@ -130,7 +130,7 @@ OVERLAP = Exercise(
     ),
 )
 
-# %% ../../nbs/solutions/pix2pix.ipynb #d8028524
+# %% ../../nbs/solutions/pix2pix.ipynb #df6a5ca8
 def generator_loss(fake_logits: Tensor, fake: Tensor, image: Tensor, l1_weight: float) -> Tensor:
     "The non-saturating loss and the weighted L1 term (Isola et al. 2017, § 3.1)."
     return F.softplus(-fake_logits).mean() + l1_weight * (fake - image).abs().mean()
@@ -142,7 +142,7 @@ def some_logits_and_images(seed: int, weight: float) -> tuple:
     fake, image = torch.rand(2, 2, 3, 4, 4, generator=rng) * 2 - 1
     return torch.randn(2, 1, 2, 2, generator=rng) * 2, fake, image, weight
 
-
+# %% ../../nbs/solutions/pix2pix.ipynb #d973e269
 GENERATOR_LOSS = Exercise(
     question="Write generator_loss(fake_logits, fake, image, l1_weight).",
     level="build",
@@ -184,7 +184,7 @@ GENERATOR_LOSS = Exercise(
     ),
 )
 
-# %% ../../nbs/solutions/pix2pix.ipynb #e23cadc0
+# %% ../../nbs/solutions/pix2pix.ipynb #2bfce075
 def unet_parameters(in_channels: int, channels: int, num_downs: int) -> int:
     "Numbers that a U-Net with batch norms learns."
     widths = [channels * min(2**level, 8) for level in range(num_downs)]
@@ -196,7 +196,7 @@ def unet_parameters(in_channels: int, channels: int, num_downs: int) -> int:
         total += 16 * outside * inside * (1 if innermost else 2) + 2 * outside
     return total
 
-
+# %% ../../nbs/solutions/pix2pix.ipynb #fa41ada3
 def biases(channels: int, num_downs: int) -> int:
     "One for each channel that a halving or an inner doubling gives."
     widths = [channels * min(2**level, 8) for level in range(num_downs)]
@@ -215,7 +215,7 @@ def norms(channels: int, num_downs: int) -> int:
     widths = [channels * min(2**level, 8) for level in range(num_downs)]
     return 2 * sum(widths[1:-1]) + 2 * sum(widths[:-1])
 
-
+# %% ../../nbs/solutions/pix2pix.ipynb #0790198f
 UNET_PARAMETERS = Exercise(
     question="Write unet_parameters(in_channels, channels, num_downs).",
     level="build",
