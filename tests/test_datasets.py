@@ -659,14 +659,19 @@ def test_camvid(camvid_folder):
     assert torch.equal(instance_map, label_map)
 
 
-def test_camvid_reads_either_format(tmp_path):
+def make_camvid(root: Path) -> Path:
+    "Two pairs without a class, one photo in each format."
     for folder in ("train", "trainannot"):
-        (tmp_path / folder).mkdir()
-    PIL.Image.new("RGB", (8, 4)).save(tmp_path / "train/a.jpg")
-    PIL.Image.new("RGB", (8, 4)).save(tmp_path / "train/b.png")
+        (root / folder).mkdir(parents=True)
+    PIL.Image.new("RGB", (8, 4)).save(root / "train/a.jpg")
+    PIL.Image.new("RGB", (8, 4)).save(root / "train/b.png")
     for name in "ab":
-        PIL.Image.new("L", (8, 4), 11).save(tmp_path / f"trainannot/{name}.png")
-    dataset = CamVid(tmp_path)
+        PIL.Image.new("L", (8, 4), 11).save(root / f"trainannot/{name}.png")
+    return root
+
+
+def test_camvid_reads_either_format(tmp_path):
+    dataset = CamVid(make_camvid(tmp_path))
     assert len(dataset) == 2 and (dataset[0].label_map == IGNORE_INDEX).all()
 
 
@@ -799,6 +804,17 @@ def test_in_memory_is_the_same_and_reads_once(tmp_path):
     shutil.rmtree(tmp_path / "train")
     assert equal(kept[0], first)
     assert equal(InMemory(small())[4], small()[4])
+
+
+def test_samples_are_named_by_their_photos(tmp_path):
+    folder = Folder(make_folder(tmp_path / "folder", "train"))
+    assert [folder.name_of(index) for index in range(3)] == ["h00", "h01", "h02"]
+    assert InMemory(folder).name_of(1) == "h01"
+    facades = Facades(make_original(tmp_path / "cmp", (61, 378)))
+    assert facades.name_of(1) == "cmp_b0378"
+    assert Cityscapes(make_cityscapes(tmp_path / "streets")).name_of(0) == "ulm_0_1_leftImg8bit"
+    assert CamVid(make_camvid(tmp_path / "camvid")).name_of(1) == "b"
+    assert small().name_of(7) == "00007"
 
 
 def test_written_maps_are_read_back(tmp_path):
