@@ -214,9 +214,9 @@ def resumed_config(args: argparse.Namespace):
         )
     return config
 
-# %% ../nbs/92_cli.ipynb #0511b185
+# %% ../nbs/92_cli.ipynb #c0ac96a1
 def example_pairs(config, count: int = 4):
-    "A few pairs for the sample grids, of the validation split where there is one."
+    "A few pairs and their names, of the validation split where there is one."
     from torch.utils.data import default_collate
 
     from semsynth.configs import build_dataset, build_resize
@@ -227,8 +227,9 @@ def example_pairs(config, count: int = 4):
     except InputError:
         dataset = build_dataset(config)
     resize = build_resize(config)
-    samples = [resize(dataset[index]) for index in range(min(count, len(dataset)))]
-    return Batch(*default_collate(samples))
+    indices = range(min(count, len(dataset)))
+    examples = Batch(*default_collate([resize(dataset[index]) for index in indices]))
+    return examples, [dataset.name_of(index) for index in indices]
 
 # %% ../nbs/92_cli.ipynb #77b5dafd
 def rehearse(model, examples) -> None:
@@ -278,7 +279,7 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
 
-# %% ../nbs/92_cli.ipynb #37b79a32
+# %% ../nbs/92_cli.ipynb #781c9b85
 def train(args: argparse.Namespace) -> int:
     "semsynth train."
     import torch
@@ -296,10 +297,11 @@ def train(args: argparse.Namespace) -> int:
     dataset = configs.build_dataset(config)
     torch.manual_seed(options.seed)
     model = configs.build_model(config, dataset.label_space.num_classes)
-    examples = example_pairs(config)
+    examples, names = example_pairs(config)
     if not resume:
         rehearse(model, examples)
-    data = training.SynthesisData(dataset, configs.build_augment(config), options, examples)
+    augment = configs.build_augment(config)
+    data = training.SynthesisData(dataset, augment, options, examples, names)
     if is_first_process():
         run_dir.mkdir(parents=True, exist_ok=True)
         write_text(run_dir / "config.yaml", config.to_yaml())
@@ -312,7 +314,8 @@ def train(args: argparse.Namespace) -> int:
         model, data, config.optim, options, run_dir, config=record, resume=resume, devices=devices
     )
     if run.finished and is_first_process():
-        print(f"Done. Next: semsynth evaluate {run_dir} --out {run_dir / 'evaluation'}")
+        print(f"Done. The page to look at: {run_dir / 'gallery.html'}")
+        print(f"Next: semsynth evaluate {run_dir} --out {run_dir / 'evaluation'}")
     return 0 if run.finished else 130
 
 # %% ../nbs/92_cli.ipynb #580b94dc

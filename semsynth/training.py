@@ -7,10 +7,10 @@ __all__ = ['PRECISIONS', 'LR_SCHEDULES', 'TYPES_IN_WORDS', 'OPTIMIZERS', 'OPTIMI
            'Devices', 'is_number_in', 'make_optimizer', 'make_optimizers', 'learning_rate_factor', 'EMA', 'writing',
            'write_checkpoint', 'read_checkpoint', 'rng_state', 'set_rng_state', 'average_over_processes',
            'RunningMeans', 'LitTrainable', 'SynthesisData', 'ignore_interrupts', 'check_run_dir', 'MetricsLog',
-           'Progress', 'RunFolder', 'Run', 'AveragedGradients', 'make_trainer', 'quiet_lightning', 'first_interrupt',
-           'open_run', 'fit']
+           'Progress', 'draw_examples', 'write_grid', 'write_page', 'RunFolder', 'Run', 'AveragedGradients',
+           'make_trainer', 'quiet_lightning', 'first_interrupt', 'open_run', 'fit']
 
-# %% ../nbs/90_training.ipynb #6e65a1b1
+# %% ../nbs/90_training.ipynb #ccc4d663
 import difflib
 import io
 import logging
@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -42,8 +42,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .datasets import SemanticDataset, training_batches
-from .labels import Batch, InputError
-from .plots import grid_image
+from .labels import Batch, InputError, LabelSpace
+from .plots import GalleryRow, grid_image, write_gallery
 from .synthesizer import History, Trainable
 
 # %% ../nbs/90_training.ipynb #7347a255
@@ -66,7 +66,7 @@ TYPES_IN_WORDS = {
     int: "a whole number", float | int: "a number", bool: "true or false", str: "a word",
 }
 
-# %% ../nbs/90_training.ipynb #aa63d5e2
+# %% ../nbs/90_training.ipynb #6b294245
 @dataclass(frozen=True)
 class TrainOptions:
     "How long, how exactly and how often: the part `train` of a config."
@@ -89,6 +89,7 @@ class TrainOptions:
     class_balanced: bool = False  # Draw images with rare classes more often
 
     def __post_init__(self):
+        "A value that cannot work is told here, before a single image is read."
         for field in fields(self):
             value, kind = getattr(self, field.name), field.type
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -110,6 +111,7 @@ class TrainOptions:
             self._require(name, multiple, f"a multiple of train.accumulate, {self.accumulate}")
 
     def _require(self, name: str, holds: bool, what: str) -> None:
+        "All limits are told in the same words."
         if not holds:
             raise InputError(f"train.{name} must be {what}, not {getattr(self, name)}")
 
@@ -125,7 +127,7 @@ class Devices(NamedTuple):
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 OPTIMIZER_OPTIONS = ("name", "lr", "betas", "weight_decay", "eps")
 
-# %% ../nbs/90_training.ipynb #cfd0574b
+# %% ../nbs/90_training.ipynb #d359fae5
 def is_number_in(value: Any, limit: float | int) -> bool:
     "Whether it is a number in [0, limit); the text 1e-4, as YAML reads it, is none."
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < limit
@@ -156,6 +158,7 @@ def make_optimizer(
     if not (isinstance(betas, (list, tuple)) and [is_number_in(b, 1) for b in betas] == [True] * 2):
         raise InputError(f"optim.{name}.betas must be two numbers below 1, not {betas!r}")
     betas = tuple(map(float, betas))
+    # Fused reads and writes the weights in fewer passes: about 5 % of a pix2pix step on a CPU.
     return OPTIMIZERS[kind](module.parameters(), betas=betas, fused=True, **numbers)
 
 # %% ../nbs/90_training.ipynb #68f0c4d8
@@ -186,7 +189,7 @@ def learning_rate_factor(
     warm = min(1.0, (step + 1) / options.warmup_steps) if options.warmup_steps else 1.0
     return warm * LR_SCHEDULES[options.lr_schedule](progress)
 
-# %% ../nbs/90_training.ipynb #ff02f36a
+# %% ../nbs/90_training.ipynb #5e77cb27
 class EMA:
     "Exponential moving averages of all that learns; buffers, which are no weights, are copied."
 
@@ -229,6 +232,7 @@ class EMA:
             self._swap()
 
     def _swap(self) -> None:
+        "Exchanges storage: nothing is copied, and who holds a weight still holds it."
         for key, tensor in (self.weights | self.buffers).items():
             tensor.data, self.averages[key].data = self.averages[key].data, tensor.data
 
@@ -317,7 +321,7 @@ def average_over_processes(tensors: list[Tensor]) -> None:
     for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(mean.view_as(tensor))
 
-# %% ../nbs/90_training.ipynb #9017cc74
+# %% ../nbs/90_training.ipynb #04c0cc26
 class RunningMeans:
     "Means of loss terms, summed where they are: reading one each step would make a GPU wait."
 
@@ -337,7 +341,8 @@ class RunningMeans:
         if not self.sums:
             return {}
         sums = torch.stack(list(self.sums.values())).tolist()
-        return {name: total / self.counts[name] for name, total in zip(self.sums, sums, strict=True)}
+        terms = zip(self.counts.items(), sums, strict=True)
+        return {name: total / count for (name, count), total in terms}
 
     def take(self) -> dict[str, float]:
         "The means over all processes; then begins anew."
@@ -348,6 +353,7 @@ class RunningMeans:
         return means
 
     def state(self) -> dict[str, Any]:
+        "For a checkpoint: a resumed run ends the row that it began."
         return {"sums": self.sums, "counts": self.counts}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -355,7 +361,7 @@ class RunningMeans:
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.counts = dict(state["counts"])
 
-# %% ../nbs/90_training.ipynb #47760511
+# %% ../nbs/90_training.ipynb #93ce9319
 class LitTrainable(pl.LightningModule):
     "Any Trainable inside Lightning: the plain loop, on any device, resumable. No mathematics."
 
@@ -375,6 +381,7 @@ class LitTrainable(pl.LightningModule):
         self.means = RunningMeans()
 
     def configure_optimizers(self) -> list[Optimizer]:
+        "Lightning asks for a list; the names tell which of them a yielded loss steps."
         self.named_optimizers = make_optimizers(self.model, self.optim)
         self.schedules = {
             name: LambdaLR(optimizer, lambda step: learning_rate_factor(step, self.options))
@@ -383,6 +390,7 @@ class LitTrainable(pl.LightningModule):
         return list(self.named_optimizers.values())
 
     def on_train_start(self) -> None:
+        "By now the model is on its device; averages and loaded states follow it there."
         self.model.train()
         self.weights = {
             name: [w for w in self.model.get_submodule(name).parameters() if w.requires_grad]
@@ -407,6 +415,7 @@ class LitTrainable(pl.LightningModule):
         torch.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
+        "The body of the plain loop; with `accumulate`, the last of several batches steps."
         if batch_idx == 0:
             self.start_randomness()
         every = self.options.accumulate
@@ -503,7 +512,7 @@ class LitTrainable(pl.LightningModule):
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"the checkpoint does not fit these options: {error}") from error
 
-# %% ../nbs/90_training.ipynb #90689147
+# %% ../nbs/90_training.ipynb #d24a1dab
 class SynthesisData(pl.LightningDataModule):
     "Any dataset of this package, as a Lightning data module."
 
@@ -512,11 +521,14 @@ class SynthesisData(pl.LightningDataModule):
         dataset: SemanticDataset,  # Gives Batches without batch axis
         transform: Callable,      # Batch to Batch: resizes and augments
         options: TrainOptions,    # Batch size, number of steps, seed, workers
-        examples: Batch | None = None,  # A few fixed pairs for the sample grids
+        examples: Batch | None = None,  # A few fixed pairs for sample grids and the gallery
+        names: Sequence[str] = (),  # What the gallery calls the examples; none: their numbers
     ):
         super().__init__()
         self.dataset, self.transform, self.options = dataset, transform, options
         self.examples, self.start_step = examples, 0
+        count = 0 if examples is None else len(examples.image)
+        self.example_names = names or [f"{number:05d}" for number in range(count)]
 
     def train_dataloader(self) -> DataLoader:
         "What is still to be seen; each process takes its share of every batch."
@@ -588,7 +600,7 @@ class MetricsLog:
             self.history.write(partial)
             os.replace(partial, self.file)
 
-# %% ../nbs/90_training.ipynb #5dc74aa4
+# %% ../nbs/90_training.ipynb #67eb3e4c
 class Progress:
     "A bar on a terminal; elsewhere a line now and then."
 
@@ -616,18 +628,70 @@ class Progress:
             print(f"step {step}/{self.total}  {left}  {losses}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        "Ends the line of the bar, which Lightning knows nothing of."
         self.bar.close()
 
-# %% ../nbs/90_training.ipynb #15fb55f8
+# %% ../nbs/90_training.ipynb #39902a9d
+def draw_examples(
+    module: LitTrainable,  # Its model draws, and is left in training
+    examples: Batch,       # Pairs with a batch axis
+) -> dict[str, Tensor]:
+    "The columns of a sample grid; what is drawn depends on the weights alone."
+    batch = Batch(*(tensor.to(module.device) for tensor in examples))
+    rng = torch.Generator(module.device).manual_seed(module.options.seed)
+    module.model.eval()
+    with module.ema.applied(), torch.no_grad():
+        sample = module.model.sample(batch.label_map, batch.instance_map, rng=rng)
+    module.model.train()
+    columns = {"label map": batch.label_map, "sample": sample.float(), "real": batch.image}
+    return {name: column.cpu() for name, column in columns.items()}
+
+# %% ../nbs/90_training.ipynb #4e3fc20e
+def write_grid(
+    run_dir: Path,                 # Gets samples/STEP.png
+    step: int,                     # Batches seen
+    columns: Mapping[str, Tensor],  # From `draw_examples`
+    space: LabelSpace,             # Paints the label maps
+) -> None:
+    "One image of all examples."
+    path = run_dir / "samples" / f"{step:07d}.png"
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        grid_image(columns, space).save(path)
+
+
+def write_page(
+    run_dir: Path,                 # Gets gallery.html and gallery/
+    module: LitTrainable,          # Knows the family and how far it is
+    columns: Mapping[str, Tensor],  # From `draw_examples`
+    data: SynthesisData,           # Knows the dataset, and the examples by name
+) -> None:
+    "The examples as a page, each row under the name of its photograph."
+    options, dataset = module.options, data.dataset
+    rows = [
+        GalleryRow(name, label_map, sample[None], real)
+        for name, label_map, sample, real in zip(data.example_names, *columns.values(), strict=True)
+    ]
+    facts = {
+        "steps": f"{module.step} of {options.num_steps}",
+        "images in a batch": options.batch_size,
+        "weights": f"averaged (EMA {options.ema_decay})" if options.ema_decay else "last",
+        "seed": options.seed,
+    }
+    title = f"{type(module.model).__name__} on {dataset.name}"
+    with writing(run_dir / "gallery.html"):
+        write_gallery(run_dir, rows, title, dataset.label_space, facts=facts)
+
+# %% ../nbs/90_training.ipynb #e3ea2321
 class RunFolder(pl.Callback):
     "Writes what training leaves behind: checkpoints, metrics as CSV and TensorBoard, samples."
 
     def __init__(
         self,
-        run_dir: Path,                       # Holds checkpoint.pt, metrics.csv, samples/, tensorboard/
-        config: Mapping[str, Any],           # As resolved; kept in the checkpoint
-        data: SynthesisData,                 # Its examples are drawn
-        progress: bool,                      # Whether to show it
+        run_dir: Path,              # Gets all of it
+        config: Mapping[str, Any],  # As resolved; kept in the checkpoint
+        data: SynthesisData,        # Its examples are drawn
+        progress: bool,             # Whether to show it
     ):
         self.run_dir, self.config, self.data, self.progress = run_dir, config, data, progress
         self.interrupted = False
@@ -639,6 +703,7 @@ class RunFolder(pl.Callback):
         print("\nStopping after this step …", file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: LitTrainable) -> None:
+        "Not `on_train_start`: that comes before the module's own, which makes what is saved."
         if trainer.is_global_zero:
             self.metrics = MetricsLog(self.run_dir, module.step)
             if self.progress:
@@ -649,6 +714,7 @@ class RunFolder(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: LitTrainable, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        "Writes what is due. All processes save, since each has a random state of its own."
         def due(every: int) -> bool:
             return step == options.num_steps or (every > 0 and step % every == 0)
 
@@ -659,10 +725,10 @@ class RunFolder(pl.Callback):
             self.bar.update(step, module.means.read)
         if due(options.log_every):
             self.log_row(module.take_log())
-        if due(options.sample_every) and trainer.is_global_zero:
-            self.draw_samples(module)
         if stop or due(options.checkpoint_every):
             self.save(module)
+        if trainer.is_global_zero and (stop or due(options.sample_every)):
+            self.show_examples(module, ended=stop or step == options.num_steps)
         trainer.should_stop = stop
 
     def anywhere(self, flag: bool, module: LitTrainable) -> bool:
@@ -688,21 +754,14 @@ class RunFolder(pl.Callback):
                     f"the last checkpoint in {self.run_dir} is kept"
                 )
 
-    def draw_samples(self, module: LitTrainable) -> None:
-        "Label map, sample and photograph side by side, always of the same maps and noise."
+    def show_examples(self, module: LitTrainable, ended: bool) -> None:
+        "A sample grid; at the end the gallery too, from the same samples."
         if self.data.examples is None:
             return
-        batch = Batch(*(tensor.to(module.device) for tensor in self.data.examples))
-        rng = torch.Generator(module.device).manual_seed(module.options.seed)
-        module.model.eval()
-        with module.ema.applied(), torch.no_grad():
-            sample = module.model.sample(batch.label_map, batch.instance_map, rng=rng)
-        module.model.train()
-        path = self.run_dir / "samples" / f"{module.step:07d}.png"
-        columns = {"label map": batch.label_map, "sample": sample.float(), "real": batch.image}
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
-            grid_image(columns, self.data.dataset.label_space).save(path)
+        columns = draw_examples(module, self.data.examples)
+        write_grid(self.run_dir, module.step, columns, self.data.dataset.label_space)
+        if ended:
+            write_page(self.run_dir, module, columns, self.data)
 
     def save(self, module: LitTrainable) -> None:
         "Every process tells its state; the first one writes."
@@ -714,31 +773,33 @@ class RunFolder(pl.Callback):
             write_checkpoint(self.run_dir / "checkpoint.pt", state)
 
     def teardown(self, trainer: pl.Trainer, module: LitTrainable, stage: str) -> None:
+        "TensorBoard writes now and then; what it still holds is written here."
         if self.bar:
             self.bar.close()
         if self.metrics:
             self.metrics.writer.close()
 
-# %% ../nbs/90_training.ipynb #afd0117b
+# %% ../nbs/90_training.ipynb #4886c5d3
 class Run(NamedTuple):
     "A run as training left it."
 
-    run_dir: Path     # checkpoint.pt, metrics.csv, samples/, tensorboard/
+    run_dir: Path     # checkpoint.pt, metrics.csv, samples/, tensorboard/, gallery.html
     step: int         # Batches seen
     finished: bool    # False: interrupted by Ctrl-C, and saved
     history: History  # What metrics.csv holds
 
-# %% ../nbs/90_training.ipynb #45ad12b6
+# %% ../nbs/90_training.ipynb #60cd7804
 class AveragedGradients(DDPStrategy):
     "Several processes with equal weights; `LitTrainable` averages the gradients itself."
 
     # DistributedDataParallel expects one backward pass a step through all weights. Here there are
     # several, each through one player. So only the starting values are shared, in the same way.
     def configure_ddp(self) -> None:
+        "Sends out the starting values instead of wrapping the model."
         for tensor in self.model.state_dict().values():
             dist.broadcast(tensor, 0)
 
-# %% ../nbs/90_training.ipynb #35e5b84a
+# %% ../nbs/90_training.ipynb #e4fe047a
 def make_trainer(
     devices: Devices,        # Where to train
     options: TrainOptions,   # Precision and batch size must suit the devices
@@ -752,7 +813,9 @@ def make_trainer(
             f"--gpus {gpus}: this machine has {there} GPUs that torch can use; --gpus 0 is the CPU"
         )
     if gpus < 0 or num_nodes < 1 or processes < 1:
-        raise InputError(f"training needs at least 0 GPUs, and needs a node and a process: {devices}")
+        raise InputError(
+            f"training needs at least 0 GPUs, and needs a node and a process: {devices}"
+        )
     if gpus == 0 and options.precision == "16-mixed":
         raise InputError("train.precision 16-mixed needs a GPU; on a CPU use bf16-mixed or 32-true")
     world_size = (gpus or processes) * num_nodes

@@ -838,9 +838,10 @@ def test_train_resume_sample_evaluate(
     ]
     assert main(words) == 0
     run = Path("runs/cgan-synthetic-1")
-    assert {"config.yaml", "checkpoint.pt", "metrics.csv", "samples"} <= {
+    assert {"config.yaml", "checkpoint.pt", "metrics.csv", "samples", "gallery.html"} <= {
         path.name for path in run.iterdir()
     }
+    assert "cgan-synthetic-1/gallery.html" in capsys.readouterr().out
 
     assert main(["train", "--resume", str(run), "--gpus", "0", "train.num_steps=6"]) == 0
     assert load_run(run).facts["step"] == "6"

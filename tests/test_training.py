@@ -212,6 +212,47 @@ def test_sample_grids_show_the_averaged_weights(tmp_path):
         assert image.tobytes() == expected.tobytes()
 
 
+def test_the_gallery_shows_the_samples_of_the_last_grid(tmp_path):
+    examples, folder = DATASET.batch(2), tmp_path / "run"
+    data = SynthesisData(DATASET, same, OPTIONS, examples, ["door", "<shop>"])
+    model = duel()
+    fit(model, data, optim(model), OPTIONS, folder, progress=False)
+    page = (folder / "gallery.html").read_text()
+    assert "<h1>Duel on blocks</h1>" in page and "10 of 10" in page and "EMA 0.9" in page
+    assert "door" in page and "&lt;shop&gt;" in page and "<shop>" not in page
+
+    with PIL.Image.open(folder / "samples" / "0000010.png") as grid:
+        side, top = 16, grid.height - (2 * 16 + 4)  # of the panels; of the headings
+        sample = grid.crop((side + 4, top, 2 * side + 4, top + side)).tobytes()
+    with PIL.Image.open(folder / "gallery" / "0000-door-sample.png") as image:
+        assert image.convert("RGB").tobytes() == sample
+
+
+def test_an_interrupted_run_has_a_gallery_and_resuming_writes_it_anew(tmp_path):
+    class Interrupts:
+        "A transform that presses Ctrl-C at the first image of step 4."
+
+        images = 0
+
+        def __call__(self, batch):
+            self.images += 1
+            if self.images == 4 * OPTIONS.batch_size + 1:
+                signal.raise_signal(signal.SIGINT)
+            return batch
+
+    examples, folder = DATASET.batch(2), tmp_path / "run"
+    run = train(duel(), folder, transform=Interrupts(), examples=examples)
+    assert not run.finished
+    page = folder / "gallery.html"
+    assert f"{run.step} of 10" in page.read_text() and "00001" in page.read_text()
+
+    assert train(duel(seed=7), folder, examples=examples, resume=True).finished
+    assert "10 of 10" in page.read_text()
+    images = {path.name for path in (folder / "gallery").iterdir()}
+    kinds = ("label", "sample", "real")
+    assert images == {f"000{n}-0000{n}-{kind}.png" for n in (0, 1) for kind in kinds}
+
+
 def test_the_checkpoint_carries_the_config(whole):
     assert read_checkpoint(whole)["config"] == {"made": "by tests"}
 
