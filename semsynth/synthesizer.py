@@ -116,7 +116,7 @@ def seeded(rng: torch.Generator | None) -> Iterator[None]:
         torch.manual_seed(seed)
         yield
 
-# %% ../nbs/03_synthesizer.ipynb #7ab7134c
+# %% ../nbs/03_synthesizer.ipynb #8b71e876
 class History:
     "A plain record of training: one row a log, read by column; widgets and plots only look at it."
 
@@ -151,7 +151,10 @@ class History:
         text = Path(path).read_text()
         rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
         return cls(
-            {name: int(cell) if cell.isdecimal() else float(cell) for name, cell in row.items() if cell}
+            {
+                name: int(cell) if cell.isdecimal() else float(cell)
+                for name, cell in row.items() if cell
+            }
             for row in rows
         )
 
