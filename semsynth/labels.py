@@ -6,16 +6,18 @@
 __all__ = ['Image', 'LabelMap', 'InstanceMap', 'EdgeMap', 'Semantics', 'Latents', 'Scalar', 'IGNORE_INDEX', 'FACADES',
            'FACADES_BASE', 'CITYSCAPES_TABLE', 'CITYSCAPES_35', 'CITYSCAPES', 'CAMVID', 'LABEL_SPACES',
            'TO_LUMA_CHROMA', 'COLOUR_VISION', 'TO_CONES', 'TO_OKLAB', 'MAX_PIXELS', 'WHOLE_NUMBERS', 'Batch',
-           'InputError', 'LabelSpace', 'check_label_space', 'check_class_ids', 'count', 'decode_ids', 'describe_ids',
-           'to_colours', 'from_colours', 'pack_colours', 'describe_foreign_colour', 'recover_label_map',
+           'InputError', 'did_you_mean', 'LabelSpace', 'check_label_space', 'check_class_ids', 'count', 'decode_ids',
+           'describe_ids', 'to_colours', 'from_colours', 'pack_colours', 'describe_foreign_colour', 'recover_label_map',
            'distances_to_palette', 'nearest_classes', 'grow_seeds', 'in_large_components', 'fill_from_nearest',
            'perceived', 'colour_distances', 'palette_clearance', 'safe_palette', 'open_image', 'check_image_header',
            'read_label_map', 'as_tensor', 'holds_palette_colours', 'indices_agree', 'write_label_map',
            'read_instance_map', 'onehot', 'edge_map', 'semantics', 'null_label_map', 'resize_label_map']
 
-# %% ../nbs/00_labels.ipynb #d8671828
+# %% ../nbs/00_labels.ipynb #4f87c857
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +53,17 @@ class Batch(NamedTuple):
 # %% ../nbs/00_labels.ipynb #961005a7
 class InputError(ValueError):
     "Something that a person gave does not fit: the message says what, where, and what would work."
+
+# %% ../nbs/00_labels.ipynb #187e109e
+def did_you_mean(
+    word: object,         # As it was given
+    known: Iterable[str],  # The words that would work
+) -> str:
+    "How a sentence about a wrong word ends: the one that was perhaps meant, and all there are."
+    known = list(known)
+    near = get_close_matches(str(word), known, n=1, cutoff=0.5)
+    choices = ", ".join(known) or "none"
+    return f"did you mean {near[0]} (of {choices})?" if near else f"there are {choices}"
 
 # %% ../nbs/00_labels.ipynb #d52475f5
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from semsynth.labels import (
     LABEL_SPACES,
     InputError,
     LabelSpace,
+    did_you_mean,
     edge_map,
     from_colours,
     null_label_map,
@@ -406,3 +407,9 @@ def test_resizing_invents_no_class(size):
     image = PIL.Image.fromarray(label_map[0].numpy().astype(np.uint8))
     pillow = np.asarray(image.resize(size[::-1], PIL.Image.Resampling.NEAREST))
     assert np.array_equal(resized[0].numpy(), pillow)
+
+
+def test_a_wrong_word_is_answered_with_the_right_ones():
+    assert did_you_mean("vla", ["train", "val"]) == "did you mean val (of train, val)?"
+    assert did_you_mean("tset", iter(["train"])) == "there are train"
+    assert did_you_mean(3, []) == "there are none"
