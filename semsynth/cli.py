@@ -13,7 +13,7 @@ __all__ = ['ON_RESUME', 'VERBS', 'UsageError', 'Parser', 'failure', 'complaint',
            'Finding', 'check_python', 'check_packages', 'check_torch', 'check_pins', 'installed_version', 'check_cache',
            'check_model', 'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview', 'run_verb', 'main']
 
-# %% ../nbs/92_cli.ipynb #ad6b450b
+# %% ../nbs/92_cli.ipynb #92e0493e
 import argparse
 import errno
 import importlib.metadata
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -592,7 +593,7 @@ def evaluation_data(args: argparse.Namespace, weights):
         )
     return dataset
 
-# %% ../nbs/92_cli.ipynb #26427e03
+# %% ../nbs/92_cli.ipynb #6f3fa91c
 def drawn_rows(
     model,                              # In eval mode, on its device
     batches,                            # From `evaluation_batches`, one image each
@@ -609,8 +610,8 @@ def drawn_rows(
     from semsynth.plots import GalleryRow
 
     device = next(model.parameters()).device
-    for index, (name, batch) in enumerate(zip(names, batches, strict=False)):
-        image, label_map, instance_map = batch
+    first = zip(names, islice(batches, len(names)), strict=True)
+    for index, (name, (image, label_map, instance_map)) in enumerate(first):
         rng = torch.Generator(device).manual_seed(seed + index)
         maps = (label_map.to(device), instance_map.to(device))
         fake = model.sample(*maps, rng=rng, **options).cpu()

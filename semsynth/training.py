@@ -849,7 +849,7 @@ def quiet_lightning() -> Iterator[None]:
         finally:
             logger.setLevel(level)
 
-# %% ../nbs/90_training.ipynb #d0114695
+# %% ../nbs/90_training.ipynb #d2e85a02
 @contextmanager
 def first_interrupt(react: Callable[[], None]) -> Iterator[None]:
     "The first Ctrl-C calls `react`; a second one interrupts at once."
@@ -857,11 +857,11 @@ def first_interrupt(react: Callable[[], None]) -> Iterator[None]:
         yield
         return
 
-    def handler(number, frame):
+    def on_interrupt(number, frame):
         signal.signal(signal.SIGINT, before)
         react()
 
-    before = signal.signal(signal.SIGINT, handler)
+    before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield
     finally:
