@@ -620,7 +620,7 @@ def drawn_rows(
         yield GalleryRow(name, label_map[0], fake, image[0], scores)
         show_progress(index + 1, len(names), "Evaluating")
 
-# %% ../nbs/92_cli.ipynb #4c78737e
+# %% ../nbs/92_cli.ipynb #f3ded54e
 def evaluate(args: argparse.Namespace) -> None:
     "semsynth evaluate."
     from semsynth.configs import trained_resolution
@@ -639,13 +639,12 @@ def evaluate(args: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     rows = []
-    facts: dict[str, str | float] = {}  # filled while the rows pass, written when they have
+    facts = {"resolution": f"{size[0]} x {size[1]}", "seed": args.seed}
 
     def measured() -> Iterator:
         for row in drawn_rows(model, batches, names, args.seed, args.options, distances):
             rows.append({"name": row.name} | dict(row.scores))
             yield row
-        facts.update(means(rows))
 
     title = f"{weights.config.model['name']} on {dataset.name}, {args.split}"
     write_gallery(out, measured(), title, dataset.label_space, facts=facts)
