@@ -19,7 +19,7 @@ setup(
     keywords=project["keywords"],
     url=project["git_url"],
     packages=find_packages(include=["semsynth", "semsynth.*"]),
-    package_data={"semsynth": ["configs/*.yaml", "weights/*", "py.typed"]},
+    package_data={"semsynth": ["configs/*.yaml", "weights/*", "judges/*", "py.typed"]},
     python_requires=f">={project['min_python']}",
     install_requires=project["requirements"].split(),
     extras_require={

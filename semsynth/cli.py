@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ON_RESUME', 'VERBS', 'UsageError', 'Parser', 'failure', 'complaint', 'train_parser', 'add_devices', 'choose_gpus',
            'free_run_dir', 'train_config', 'resumed_config', 'example_pairs', 'rehearse', 'planned_run_dir',
-           'is_first_process', 'where', 'commit', 'train', 'option_name', 'add_sampling_options',
-           'read_sampling_options', 'parse_for_family', 'sample_parser', 'add_sampling_basics', 'read_resolution',
-           'planned_files', 'refuse_overwriting', 'sample', 'check_same_size', 'write_png', 'evaluate_parser',
-           'evaluation_data', 'drawn_rows', 'evaluate', 'pair_distances', 'write_report', 'means', 'protocol',
-           'write_text', 'print_table', 'show_family', 'models_parser', 'models', 'datasets_parser', 'datasets',
-           'Finding', 'check_python', 'check_packages', 'check_torch', 'check_pins', 'installed_version', 'check_cache',
-           'check_model', 'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview', 'run_verb', 'main']
+           'is_first_process', 'where', 'train', 'option_name', 'add_sampling_options', 'read_sampling_options',
+           'parse_for_family', 'sample_parser', 'add_sampling_basics', 'read_resolution', 'planned_files',
+           'refuse_overwriting', 'sample', 'check_same_size', 'write_png', 'evaluate_parser', 'evaluation_data',
+           'drawn_rows', 'evaluate', 'pair_distances', 'write_report', 'means', 'protocol', 'write_text', 'print_table',
+           'show_family', 'models_parser', 'models', 'datasets_parser', 'datasets', 'Finding', 'check_python',
+           'check_packages', 'check_torch', 'check_pins', 'installed_version', 'check_cache', 'check_model',
+           'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview', 'run_verb', 'main']
 
 # %% ../nbs/92_cli.ipynb #92e0493e
 import argparse
@@ -266,26 +266,13 @@ def where(devices) -> str:
         f" of each of {devices.num_nodes} machines" if devices.num_nodes > 1 else ""
     )
 
-
-def commit() -> str:
-    "The commit of this checkout; empty where semsynth was installed from a package."
-    import subprocess
-
-    checkout = Path(semsynth.__file__).parents[1]
-    if not (checkout / ".git").exists():  # else git would describe whatever project lies around it
-        return ""
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
 # %% ../nbs/92_cli.ipynb #781c9b85
 def train(args: argparse.Namespace) -> int:
     "semsynth train."
     import torch
 
     from semsynth import configs, training
+    from semsynth.metrics import commit
 
     resume = args.resume is not None
     config = configs.resolved(resumed_config(args) if resume else train_config(args))

@@ -10,15 +10,18 @@ __all__ = ['PerImage', 'PairDistance', 'ALEXNET', 'IMAGENET', 'CAFFE', 'SQUEEZEN
            'frechet_distance', 'KernelDistance', 'cubic_kernel', 'squared_mmd', 'kernel_distance', 'precision_recall',
            'mixed', 'Sample', 'FeatureStatistics', 'check_same_features', 'compare_features', 'confusion', 'class_iou',
            'mean_iou', 'pixel_accuracy', 'Segmenter', 'SegformerLogits', 'segformer', 'resampling_weights', 'Score',
-           'interval', 'bootstrap', 'LayoutAgreement', 'diversity', 'Protocol', 'tupled', 'Report', 'comparison',
-           'markdown_table']
+           'interval', 'bootstrap', 'LayoutAgreement', 'diversity', 'Protocol', 'processor', 'machine', 'commit',
+           'tupled', 'Report', 'comparison', 'markdown_table']
 
 # %% ../nbs/04_metrics.ipynb #aec7a2f2
 import hashlib
 import json
+import os
+import platform
+import subprocess
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +32,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
+import semsynth
 from .labels import IGNORE_INDEX, Image, InputError, LabelMap, check_class_ids
 
 # %% ../nbs/04_metrics.ipynb #c355c644
@@ -717,6 +721,34 @@ class Protocol:
         mine, theirs = asdict(self), asdict(other)
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 
+# %% ../nbs/04_metrics.ipynb #c57af118
+def processor() -> str:
+    "The processor's own name, where the system tells it."
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def machine() -> str:
+    "The processor or the GPU, the number of cores, and the version of PyTorch."
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return f"{gpu or processor()}, {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}"
+
+
+def commit() -> str:
+    "The commit of this checkout; empty where semsynth was installed from a package."
+    checkout = Path(semsynth.__file__).parents[1]
+    if not (checkout / ".git").exists():  # else git would describe whatever project lies around it
+        return ""
+    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
 # %% ../nbs/04_metrics.ipynb #47c746db
 def tupled(value: object) -> object:
     "JSON knows lists only; a frozen dataclass wants tuples."
@@ -725,11 +757,14 @@ def tupled(value: object) -> object:
 
 @dataclass(frozen=True)
 class Report:
-    "The scores of one model under one protocol."
+    "The scores of one model under one protocol, and what is known of the model."
 
     model: str
     protocol: Protocol
     scores: dict[str, Score]
+    cost: dict[str, float] = field(default_factory=dict)    # Such as parameters and ms an image
+    facts: dict[str, str] = field(default_factory=dict)     # Such as steps, machine and commit
+    images: list[dict[str, str | float]] = field(default_factory=list)  # Each by itself
 
     def write(self, path: str | Path) -> None:
         "Writes a JSON file that `read` gives back exactly."
@@ -746,7 +781,8 @@ class Report:
             facts = json.loads(Path(path).read_text(encoding="utf-8"))
             protocol = Protocol(**{name: tupled(fact) for name, fact in facts["protocol"].items()})
             scores = {name: Score(*value) for name, value in facts["scores"].items()}
-            return cls(facts["model"], protocol, scores)
+            known = {name: facts[name] for name in ("cost", "facts", "images")}
+            return cls(facts["model"], protocol, scores, **known)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} is not a report of semsynth: {error}") from error
 
