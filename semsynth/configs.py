@@ -9,7 +9,8 @@ __all__ = ['MODELS', 'DATASETS', 'CHOICES', 'CONFIGS', 'WEIGHTS', 'LISTS', 'Fami
            'shipped_configs', 'find_config', 'resolved', 'build_dataset', 'build_augment', 'build_resize',
            'trained_resolution', 'build_model', 'Weights', 'label_space_to_json', 'label_space_from_json', 'run_record',
            'read_record', 'sampling_state', 'save_weights', 'write_card', 'load_weights', 'filled', 'read_torch_file',
-           'shipped_weights', 'load', 'read_run', 'load_run', 'load_source', 'sampling_method', 'sampling_options']
+           'shipped_weights', 'load', 'read_run', 'making', 'load_run', 'load_source', 'sampling_method',
+           'sampling_options']
 
 # %% ../nbs/91_configs.ipynb #06da5c6a
 import inspect
@@ -747,7 +748,19 @@ def read_run(
     if not whole or type(state["config"]) is not dict:
         raise InputError(f"{file} is no checkpoint of semsynth: it holds no config and no model")
     config, label_space, facts = read_record(state["config"], file)
-    return config, label_space, state | {"facts": facts | {"step": str(state["step"])}}
+    facts = facts | {"step": str(state["step"])} | making(folder)
+    return config, label_space, state | {"facts": facts}
+
+
+def making(
+    folder: str | Path,  # A run folder
+) -> dict[str, str]:
+    "How many minutes a run took, and on what machine; nothing, where that was not recorded."
+    file = Path(folder) / "made.json"
+    if not file.is_file():
+        return {}
+    made = json.loads(file.read_text(encoding="utf-8"))
+    return {"minutes": f"{made['seconds'] / 60:.1f}", "machine": made["machine"]}
 
 
 def load_run(

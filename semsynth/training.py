@@ -7,11 +7,12 @@ __all__ = ['PRECISIONS', 'LR_SCHEDULES', 'TYPES_IN_WORDS', 'OPTIMIZERS', 'OPTIMI
            'is_number_in', 'make_optimizer', 'make_optimizers', 'learning_rate_factor', 'EMA', 'writing',
            'write_checkpoint', 'read_checkpoint', 'rng_state', 'set_rng_state', 'average_over_processes',
            'RunningMeans', 'LitTrainable', 'SynthesisData', 'ignore_interrupts', 'check_run_dir', 'MetricsLog',
-           'Progress', 'draw_examples', 'write_grid', 'write_page', 'RunFolder', 'Run', 'AveragedGradients',
-           'make_trainer', 'quiet_lightning', 'first_interrupt', 'open_run', 'fit']
+           'Stopwatch', 'Progress', 'draw_examples', 'write_grid', 'write_page', 'RunFolder', 'Run',
+           'AveragedGradients', 'make_trainer', 'quiet_lightning', 'first_interrupt', 'open_run', 'fit']
 
 # %% ../nbs/90_training.ipynb #3db9d898
 import io
+import json
 import logging
 import math
 import os
@@ -42,6 +43,7 @@ from tqdm import tqdm
 
 from .datasets import SemanticDataset, training_batches
 from .labels import Batch, InputError, LabelSpace, did_you_mean
+from .metrics import machine
 from .plots import GalleryRow, grid_image, write_gallery
 from .synthesizer import History, Trainable
 
@@ -595,6 +597,26 @@ class MetricsLog:
             self.history.write(partial)
             os.replace(partial, self.file)
 
+# %% ../nbs/90_training.ipynb #d1d3a831
+class Stopwatch:
+    "How long a run has trained, interruptions left out, and on what: kept in made.json."
+
+    def __init__(self, run_dir: Path):
+        self.file = run_dir / "made.json"
+        there = self.file.exists()
+        self.before = json.loads(self.file.read_text())["seconds"] if there else 0.0
+        self.began = time.monotonic()
+
+    def write(self) -> None:
+        "The seconds up to now."
+        seconds = self.before + time.monotonic() - self.began
+        threads = f"{torch.get_num_threads()} threads"
+        made = {"seconds": round(seconds, 1), "machine": f"{machine()}, {threads}"}
+        partial = self.file.with_name("made.json.partial")
+        with writing(self.file):
+            partial.write_text(json.dumps(made) + "\n")
+            os.replace(partial, self.file)
+
 # %% ../nbs/90_training.ipynb #67eb3e4c
 class Progress:
     "A bar on a terminal; elsewhere a line now and then."
@@ -690,7 +712,7 @@ class RunFolder(pl.Callback):
     ):
         self.run_dir, self.config, self.data, self.progress = run_dir, config, data, progress
         self.interrupted = False
-        self.bar = self.metrics = None
+        self.bar = self.metrics = self.stopwatch = None
 
     def interrupt(self) -> None:
         "Asks for a stop after this step."
@@ -701,6 +723,7 @@ class RunFolder(pl.Callback):
         "Not `on_train_start`: that comes before the module's own, which makes what is saved."
         if trainer.is_global_zero:
             self.metrics = MetricsLog(self.run_dir, module.step)
+            self.stopwatch = Stopwatch(self.run_dir)
             if self.progress:
                 self.bar = Progress(module.step, module.options.num_steps)
         if module.checkpoint is None:
@@ -766,6 +789,7 @@ class RunFolder(pl.Callback):
         state = module.state() | {"format": FORMAT, "config": dict(self.config)}
         if self.metrics:
             write_checkpoint(self.run_dir / "checkpoint.pt", state)
+            self.stopwatch.write()
 
     def teardown(self, trainer: pl.Trainer, module: LitTrainable, stage: str) -> None:
         "TensorBoard writes now and then; what it still holds is written here."
