@@ -19,6 +19,12 @@ from torch import Tensor
 from semsynth.cgan import PatchGAN, PixelGAN, ResNetGenerator
 from semsynth.labels import InputError
 from semsynth.pix2pix import UNetGenerator
+from semsynth.pix2pixhd import (
+    GlobalGenerator,
+    InstanceEncoder,
+    LocalEnhancer,
+    MultiscaleDiscriminator,
+)
 
 Tensors = dict[str, Tensor]
 TOLERANCE = 1e-4  # of the largest absolute output
@@ -36,20 +42,50 @@ def single(network: type[nn.Module]) -> Callable[[Tensors, dict], Callable[[Tens
     return load
 
 
+def instance_encoder(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
+    "A photo `in.x` and its instances `in.inst` give `out.y`."
+    loaded = InstanceEncoder.from_official(weights).eval()
+
+    def encode(inputs: Tensors) -> Tensors:
+        height, width = inputs["x"].shape[-2:]
+        return {"y": loaded(inputs["x"], inputs["inst"].long().reshape(-1, height, width))}
+
+    return encode
+
+
+def multiscale(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
+    "`in.x` gives `out.I.J`, feature J of scale I; without features, J is 0 and the prediction."
+    loaded = MultiscaleDiscriminator.from_official(weights).eval()
+    whole = not config.get("getIntermFeat", True)
+
+    def judge(inputs: Tensors) -> Tensors:
+        outputs = loaded.features(inputs["x"])
+        if whole:
+            outputs = [layers[-1:] for layers in outputs]
+            if config.get("use_sigmoid"):  # which has no weights that could tell
+                outputs = [[layers[0].sigmoid()] for layers in outputs]
+        return {
+            f"{n}.{k}": output for n, layers in enumerate(outputs)
+            for k, output in enumerate(layers)
+        }
+
+    return judge
+
+
 # kind -> (weights, config) -> (inputs by name -> outputs by name)
 KINDS: dict[str, Callable[[Tensors, dict], Callable[[Tensors], Tensors]]] = {
     "pix2pix/unet_generator": single(UNetGenerator),
     "pix2pix/resnet_generator": single(ResNetGenerator),
     "pix2pix/patchgan": single(PatchGAN),
     "pix2pix/pixelgan": single(PixelGAN),
+    "pix2pixhd/global_generator": single(GlobalGenerator),
+    "pix2pixhd/local_enhancer": single(LocalEnhancer),
+    "pix2pixhd/multiscale_discriminator": multiscale,
+    "pix2pixhd/feature_encoder": instance_encoder,
 }
 
 # kind -> the module that will build it. The list only shrinks, see `test_built_means_compared`.
 NOT_BUILT = {
-    "pix2pixhd/global_generator": "pix2pixhd",
-    "pix2pixhd/local_enhancer": "pix2pixhd",
-    "pix2pixhd/multiscale_discriminator": "pix2pixhd",
-    "pix2pixhd/feature_encoder": "pix2pixhd",
     "spade/generator": "spade",
     "spade/discriminator": "spade",
     "spade/encoder": "spade",
@@ -255,6 +291,132 @@ class OfficialPixelGAN(OfficialFlat):
         ], "net")
 
 
+# pix2pixHD's convolutions have biases before batch norms too.
+
+def hd_layers(*widths: tuple[nn.Module, int], norm: str) -> list[nn.Module]:
+    "Each convolution with its norm and its ReLU."
+    return [part for conv, width in widths for part in (conv, NORMS[norm](width), nn.ReLU())]
+
+
+class OfficialHDBlock(nn.Module):
+    def __init__(self, width: int, norm: str):
+        super().__init__()
+        half = lambda: [  # noqa: E731
+            nn.ReflectionPad2d(1), nn.Conv2d(width, width, 3), NORMS[norm](width)
+        ]
+        self.conv_block = nn.Sequential(*half(), nn.ReLU(), *half())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_block(x)
+
+
+def hd_down(width: int) -> tuple[nn.Module, int]:
+    return nn.Conv2d(width, 2 * width, 3, 2, 1), 2 * width
+
+
+def hd_up(width: int) -> tuple[nn.Module, int]:
+    return nn.ConvTranspose2d(2 * width, width, 3, 2, 1, output_padding=1), width
+
+
+def hd_ends(channels: int, width: int, norm: str, out_channels: int) -> tuple[list, list]:
+    "The layers before the first halving, and those that paint."
+    stem = (nn.Conv2d(channels, width, 7), width)
+    head = [nn.ReflectionPad2d(3), nn.Conv2d(width, out_channels, 7), nn.Tanh()]
+    return [nn.ReflectionPad2d(3), *hd_layers(stem, norm=norm)], head
+
+
+class OfficialGlobal(OfficialFlat):
+    def __init__(
+        self, in_channels: int, width: int, num_downs: int, num_blocks: int, norm: str,
+        out_channels: int = 3,
+    ):
+        stem, head = hd_ends(in_channels, width, norm, out_channels)
+        widths = [width * 2**n for n in range(num_downs)]
+        downs = hd_layers(*map(hd_down, widths), norm=norm)
+        blocks = [OfficialHDBlock(width * 2**num_downs, norm) for _ in range(num_blocks)]
+        ups = hd_layers(*map(hd_up, reversed(widths)), norm=norm)
+        super().__init__([*stem, *downs, *blocks, *ups, *head])
+
+
+class OfficialEncoder(OfficialGlobal):
+    "The global layout without blocks; the mean over each instance follows."
+
+    def __init__(self, width: int, num_downs: int, norm: str):
+        super().__init__(3, width, num_downs, 0, norm)
+
+    def forward(self, x: Tensor, instances: Tensor) -> Tensor:
+        y = super().forward(x)
+        for image, ids in zip(y, instances, strict=True):
+            for number in ids.unique():
+                image[:, ids == number] = image[:, ids == number].mean(1, keepdim=True)
+        return y
+
+
+class OfficialLocal(nn.Module):
+    def __init__(
+        self, in_channels: int, width: int, num_downs: int, num_blocks: int, num_local: int,
+        norm: str, num_enhancers: int,
+    ):
+        super().__init__()
+        trunk = OfficialGlobal(in_channels, width * 2**num_enhancers, num_downs, num_blocks, norm)
+        self.model, self.count = trunk.model[:-3], num_enhancers
+        for n in range(1, num_enhancers + 1):
+            w = width * 2 ** (num_enhancers - n)
+            stem, head = hd_ends(in_channels, w, norm, 3)
+            blocks = [OfficialHDBlock(2 * w, norm) for _ in range(num_local)]
+            up = [*blocks, *hd_layers(hd_up(w), norm=norm)] + head * (n == num_enhancers)
+            self.add_module(f"model{n}_1", nn.Sequential(*stem, *hd_layers(hd_down(w), norm=norm)))
+            self.add_module(f"model{n}_2", nn.Sequential(*up))
+
+    def forward(self, x: Tensor) -> Tensor:
+        halve = nn.AvgPool2d(3, 2, 1, count_include_pad=False)
+        sizes = [x]
+        for _ in range(self.count):
+            sizes.append(halve(sizes[-1]))
+        y = self.model(sizes.pop())
+        for n in range(1, self.count + 1):
+            down, up = (self.get_submodule(f"model{n}_{half}") for half in (1, 2))
+            y = up(down(sizes.pop()) + y)
+        return y
+
+
+class OfficialMultiscale(nn.Module):
+    def __init__(
+        self, in_channels: int, num_layers: int, width: int, norm: str, num_scales: int,
+        whole: bool = False,
+    ):
+        super().__init__()
+        self.count, self.whole = num_scales, whole
+        for scale in range(num_scales):
+            layers = [[nn.Conv2d(in_channels, width, 4, 2, 2), nn.LeakyReLU(0.2)]]
+            w = width
+            for n in range(num_layers):
+                wide, stride = min(2 * w, 512), 1 if n == num_layers - 1 else 2
+                conv = nn.Conv2d(w, wide, 4, stride, 2)
+                layers.append([conv, NORMS[norm](wide), nn.LeakyReLU(0.2)])
+                w = wide
+            layers.append([nn.Conv2d(w, 1, 4, 1, 2)])
+            if whole:
+                self.add_module(f"layer{scale}", nn.Sequential(*sum(layers, [])))
+            else:
+                for n, layer in enumerate(layers):
+                    self.add_module(f"scale{scale}_layer{n}", nn.Sequential(*layer))
+        self.depth = 1 if whole else num_layers + 2
+
+    def features(self, x: Tensor) -> list[list[Tensor]]:
+        "Scale by scale; the highest number is the full resolution."
+        halve, outputs = nn.AvgPool2d(3, 2, 1, count_include_pad=False), []
+        for scale in reversed(range(self.count)):
+            y, layers = x, []
+            for n in range(self.depth):
+                name = f"layer{scale}" if self.whole else f"scale{scale}_layer{n}"
+                y = self.get_submodule(name)(y)
+                layers.append(y)
+            outputs.append(layers)
+            x = halve(x)
+        return outputs
+
+
 def scramble(network: nn.Module) -> nn.Module:
     "Random weights that keep activations near 1, and statistics that are not the initial ones."
     for name, value in network.state_dict().items():
@@ -313,6 +475,54 @@ def test_pixelgan(norm: str):
     assert_same(OfficialPixelGAN(5, 4, norm), PixelGAN, torch.randn(2, 5, 7, 9))
 
 
+HD_NORMS = ["instance", "batch"]
+
+
+@pytest.mark.parametrize("norm", HD_NORMS)
+@pytest.mark.parametrize(("num_downs", "num_blocks"), [(1, 1), (2, 6), (3, 0), (4, 3), (5, 2)])
+def test_global_generator(num_downs: int, num_blocks: int, norm: str):
+    official = OfficialGlobal(5, 4, num_downs, num_blocks, norm, out_channels=2)
+    x = torch.randn(2, 5, 2 ** (num_downs + 1), 2 ** (num_downs + 2))
+    loaded = assert_same(official, GlobalGenerator, x)
+    assert loaded.multiple == 2**num_downs
+
+
+@pytest.mark.parametrize("norm", HD_NORMS)
+@pytest.mark.parametrize(("num_enhancers", "num_local"), [(1, 3), (1, 0), (2, 1), (3, 2)])
+def test_local_enhancer(num_enhancers: int, num_local: int, norm: str):
+    official = OfficialLocal(4, 2, 2, 2, num_local, norm, num_enhancers)
+    loaded = assert_same(official, LocalEnhancer, torch.randn(1, 4, 64, 128))
+    assert loaded.multiple == 2 ** (2 + num_enhancers)
+
+
+@pytest.mark.parametrize("norm", HD_NORMS)
+@pytest.mark.parametrize("num_downs", [2, 4])
+def test_feature_encoder(num_downs: int, norm: str):
+    official = scramble(OfficialEncoder(4, num_downs, norm)).eval()
+    loaded = InstanceEncoder.from_official(official.state_dict()).eval()
+    x, instances = torch.randn(2, 3, 32, 64), torch.randint(26_000, 26_005, (2, 32, 64))
+    instances[:, :8] = 7
+    with torch.no_grad():
+        assert difference(loaded(x, instances), official(x, instances)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["features", "whole"])
+@pytest.mark.parametrize("norm", HD_NORMS)
+@pytest.mark.parametrize(
+    ("num_layers", "width", "num_scales"), [(1, 4, 1), (3, 4, 2), (2, 3, 3), (5, 160, 1)]
+)
+def test_multiscale(num_layers: int, width: int, num_scales: int, norm: str, whole: bool):
+    official = OfficialMultiscale(6, num_layers, width, norm, num_scales, whole)
+    official, x = scramble(official).eval(), torch.randn(1, 6, 32, 48)
+    loaded = MultiscaleDiscriminator.from_official(official.state_dict()).eval()
+    with torch.no_grad():
+        given, expected = loaded.features(x), official.features(x)
+        for ours, theirs in zip(given, expected, strict=True):
+            ours = ours[-1:] if whole else ours
+            for one, other in zip(ours, theirs, strict=True):
+                assert difference(one, other) <= TOLERANCE
+
+
 # --- the published sizes
 
 @pytest.mark.parametrize(
@@ -322,8 +532,16 @@ def test_pixelgan(norm: str):
         (lambda: OfficialResNet(3, 3, 9, 64, "instance", True), ResNetGenerator, 11_378_179, 48),
         (lambda: OfficialPatchGAN(6, 3, 64, "batch"), PatchGAN, 2_768_705, 22),
         (lambda: OfficialPixelGAN(6, 64, "batch"), PixelGAN, 9_024, 9),
+        (lambda: OfficialGlobal(36, 64, 4, 9, "instance"), GlobalGenerator, 182_546_755, 56),
+        (lambda: OfficialLocal(36, 32, 4, 9, 3, "instance", 1), LocalEnhancer, 182_857_059, 74),
+        (lambda: OfficialEncoder(16, 4, "instance"), InstanceEncoder, 788_803, 20),
+        (lambda: OfficialMultiscale(39, 3, 64, "instance", 2), MultiscaleDiscriminator,
+         5_603_202, 20),
+        (lambda: OfficialMultiscale(39, 3, 64, "instance", 3), MultiscaleDiscriminator,
+         8_404_803, 30),
     ],
-    ids=["unet_256", "resnet_9blocks", "basic", "pixel"],
+    ids=["unet_256", "resnet_9blocks", "basic", "pixel", "global", "local", "encoder",
+         "two scales", "three scales"],
 )
 def test_published_size(
     official: Callable[[], nn.Module], network: type[nn.Module], parameters: int, entries: int
