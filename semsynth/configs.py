@@ -48,6 +48,8 @@ from semsynth.datasets import (
 from .labels import LABEL_SPACES, InputError, LabelSpace, did_you_mean
 from .pix2pix import PRESETS as PIX2PIX_PRESETS
 from .pix2pix import pix2pix
+from .pix2pixhd import PRESETS as PIX2PIXHD_PRESETS
+from .pix2pixhd import pix2pixhd
 from .synthesizer import Synthesizer
 
 # %% ../nbs/91_configs.ipynb #cb1eaa64
@@ -61,6 +63,7 @@ class Family(NamedTuple):
 MODELS = {
     "cgan": Family(cgan, CGAN_PRESETS),
     "pix2pix": Family(pix2pix, PIX2PIX_PRESETS),
+    "pix2pixhd": Family(pix2pixhd, PIX2PIXHD_PRESETS),
 }
 
 # %% ../nbs/91_configs.ipynb #9ad9e46e

@@ -58,6 +58,7 @@ from semsynth.labels import (
     semantics,
 )
 from .metrics import VGG16, fetch_weights, read_weights
+from .segmenter import load_segmenter
 from .synthesizer import Losses, Synthesizer, frozen
 
 # %% ../nbs/12_pix2pixhd.ipynb #e7b1fff7
@@ -280,8 +281,6 @@ def read_segmenter(
     name: str,  # Of weights that ship, such as perceptual-facades
 ) -> nn.ModuleList:
     "The encoder of a segmenter that the course trained: five stages, each half the size."
-    from semsynth.segmenter import load_segmenter
-
     return load_segmenter(name).network.encoder
 
 # %% ../nbs/12_pix2pixhd.ipynb #8bf24afb

@@ -45,6 +45,7 @@ TINY = {  # Arguments that make a network small, whichever of them it has
     "num_blocks": 1,
     "patch": 16,
     "noise_channels": 2,
+    "perceptual": "none",
 }
 
 
