@@ -704,6 +704,7 @@ class Protocol:
     rounding: str = "8 bits"          # What images are rounded to before they are measured
     features: str = "none"            # `str` of the `Features`: name, hash, preprocessing
     segmenter: str = "none"           # The same of the `Segmenter`
+    distances: str = "L1, SSIM"       # Between an image and its real one, by name
     void: str = "ignored"             # Pixels without label: ignored, or counted as wrong
     batch_norm: str = "running"       # Statistics in the generator: running, or of the batch
     dropout: str = "off"              # In the generator while it samples

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Features4d', 'Logits', 'JUDGES', 'AS_DRAWN', 'RECIPES', 'double_convolution', 'SegmentationUNet', 'class_weights',
            'colour_jitter', 'LearningSegmenter', 'segmenter_steps', 'save_segmenter', 'shipped_segmenters',
-           'load_segmenter', 'real_scores', 'Lowest', 'segmenter_features', 'Recipe', 'recipe_data', 'make_segmenter',
-           'segmenter_card', 'main']
+           'load_segmenter', 'real_scores', 'Lowest', 'segmenter_features', 'feature_distance', 'Recipe', 'recipe_data',
+           'make_segmenter', 'segmenter_card', 'main']
 
 # %% ../nbs/04b_segmenter.ipynb #8b78f8f5
 import argparse
@@ -42,6 +42,8 @@ from .labels import IGNORE_INDEX, Batch, Image, InputError, did_you_mean, resize
 from semsynth.metrics import (
     Features,
     LayoutAgreement,
+    PairDistance,
+    PerImage,
     Preprocessing,
     Score,
     Segmenter,
@@ -257,6 +259,23 @@ def segmenter_features(
 ) -> Features:
     "Its lowest level, averaged over pixels, as features for distances between sets."
     return Features(segmenter.name, Lowest(segmenter.network), segmenter.preprocessing)
+
+# %% ../nbs/04b_segmenter.ipynb #3689ce9d
+def feature_distance(
+    segmenter: Segmenter,  # From `load_segmenter`: usually a perceptual one
+) -> PairDistance:
+    "Mean squared distance of features of length 1, summed over levels (Zhang et al. 2018, Eq. 1)."
+    @torch.no_grad()
+    def distance(fake: Image, real: Image) -> PerImage:
+        total = torch.zeros(len(fake), device=fake.device)
+        a, b = segmenter.preprocessing(fake), segmenter.preprocessing(real)
+        for stage in segmenter.network.encoder:
+            a, b = stage(a), stage(b)
+            gap = F.normalize(a, dim=1) - F.normalize(b, dim=1)
+            total = total + gap.square().sum(1).mean((1, 2))
+        return total
+
+    return distance
 
 # %% ../nbs/04b_segmenter.ipynb #35999242
 class Recipe(NamedTuple):
