@@ -109,8 +109,8 @@ def test_imports_go_down(path):
 HOMES = {
     "pytorch_lightning": {"training"},
     "torchmetrics": {"metrics"},
-    "ipywidgets": {"widgets"},
-    "anywidget": {"widgets"},
+    "ipywidgets": {"painter", "viewers", "playground"},
+    "anywidget": {"painter", "viewers"},
     "yaml": {"configs"},
     "matplotlib": {"plots", "widgets"},
     "fastcore": set(),
