@@ -50,6 +50,8 @@ from .pix2pix import PRESETS as PIX2PIX_PRESETS
 from .pix2pix import pix2pix
 from .pix2pixhd import PRESETS as PIX2PIXHD_PRESETS
 from .pix2pixhd import pix2pixhd
+from .spade import PRESETS as SPADE_PRESETS
+from .spade import spade
 from .synthesizer import Synthesizer
 
 # %% ../nbs/91_configs.ipynb #cb1eaa64
@@ -64,6 +66,7 @@ MODELS = {
     "cgan": Family(cgan, CGAN_PRESETS),
     "pix2pix": Family(pix2pix, PIX2PIX_PRESETS),
     "pix2pixhd": Family(pix2pixhd, PIX2PIXHD_PRESETS),
+    "spade": Family(spade, SPADE_PRESETS),
 }
 
 # %% ../nbs/91_configs.ipynb #9ad9e46e

@@ -46,6 +46,9 @@ TINY = {  # Arguments that make a network small, whichever of them it has
     "patch": 16,
     "noise_channels": 2,
     "perceptual": "none",
+    "layers": "normal",
+    "hidden_channels": 4,
+    "widest": 2,
 }
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from semsynth.cgan import PatchGAN, PixelGAN, ResNetGenerator
-from semsynth.labels import InputError
+from semsynth.labels import InputError, onehot
 from semsynth.pix2pix import UNetGenerator
 from semsynth.pix2pixhd import (
     GlobalGenerator,
@@ -25,6 +25,7 @@ from semsynth.pix2pixhd import (
     LocalEnhancer,
     MultiscaleDiscriminator,
 )
+from semsynth.spade import SPADEDiscriminator, SPADEGenerator, StyleEncoder
 
 Tensors = dict[str, Tensor]
 TOLERANCE = 1e-4  # of the largest absolute output
@@ -72,6 +73,48 @@ def multiscale(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
     return judge
 
 
+def spade_generator(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
+    "A label map `in.label`, and `in.z` with a VAE, give `out.y`."
+    num_ups = {"normal": 5, "more": 6, "most": 7}[config["num_upsampling_layers"]]
+    width = config["crop_size"] // 2**num_ups
+    start = (round(width / config["aspect_ratio"]), width)
+    loaded = SPADEGenerator.from_official(weights, num_ups, start if config["use_vae"] else None)
+    loaded.eval()
+
+    def draw(inputs: Tensors) -> Tensors:
+        return {"y": loaded(onehot(inputs["label"][:, 0].long(), config["semantic_nc"]),
+                            inputs.get("z"))}
+
+    return draw
+
+
+def spade_discriminator(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
+    "`in.x` gives `out.I.J`, layer J of scale I; without features, J is 0 and the prediction."
+    loaded = SPADEDiscriminator.from_official(weights).eval()
+
+    def judge(inputs: Tensors) -> Tensors:
+        outputs = loaded.features(inputs["x"])
+        if config.get("no_ganFeat_loss"):
+            outputs = [layers[-1:] for layers in outputs]
+        return {
+            f"{n}.{k}": output for n, layers in enumerate(outputs)
+            for k, output in enumerate(layers)
+        }
+
+    return judge
+
+
+def spade_encoder(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
+    "An image `in.x` gives `out.mu` and `out.logvar`."
+    loaded = StyleEncoder.from_official(weights).eval()
+
+    def encode(inputs: Tensors) -> Tensors:
+        posterior = loaded(inputs["x"])
+        return {"mu": posterior.mean, "logvar": posterior.log_variance}
+
+    return encode
+
+
 # kind -> (weights, config) -> (inputs by name -> outputs by name)
 KINDS: dict[str, Callable[[Tensors, dict], Callable[[Tensors], Tensors]]] = {
     "pix2pix/unet_generator": single(UNetGenerator),
@@ -82,13 +125,13 @@ KINDS: dict[str, Callable[[Tensors, dict], Callable[[Tensors], Tensors]]] = {
     "pix2pixhd/local_enhancer": single(LocalEnhancer),
     "pix2pixhd/multiscale_discriminator": multiscale,
     "pix2pixhd/feature_encoder": instance_encoder,
+    "spade/generator": spade_generator,
+    "spade/discriminator": spade_discriminator,
+    "spade/encoder": spade_encoder,
 }
 
 # kind -> the module that will build it. The list only shrinks, see `test_built_means_compared`.
 NOT_BUILT = {
-    "spade/generator": "spade",
-    "spade/discriminator": "spade",
-    "spade/encoder": "spade",
     "stylegan2/generator": "stylegan",
     "vqgan/autoencoder": "vqgan",
     "vqgan/gpt": "vqgan",
