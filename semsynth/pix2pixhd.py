@@ -8,14 +8,14 @@ __all__ = ['Hidden', 'Styles', 'Picture', 'TAP_WEIGHTS', 'CAFFE_MEAN', 'VGG19', 
            'PerceptualLoss', 'vgg_stages', 'CaffeInput', 'caffe_stages', 'read_vgg', 'read_segmenter',
            'perceptual_loss', 'GlobalGenerator', 'normed', 'LocalEnhancer', 'regions', 'instance_mean',
            'InstanceEncoder', 'kmeans', 'StyleMemory', 'StyledGenerator', 'Pix2PixHD', 'check_sides', 'pix2pixhd',
-           'fold_biases', 'official_global', 'official_encoder', 'official_enhancer_layers', 'official_local',
+           'fold_biases', 'sized', 'official_global', 'official_encoder', 'official_enhancer_layers', 'official_local',
            'official_multiscale_layers', 'official_multiscale']
 
 # %% ../nbs/12_pix2pixhd.ipynb #aeb5841e
 import copy
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,7 @@ from semsynth.cgan import (
     Norm,
     ResidualBlock,
     ResNetGenerator,
+    ResNetSizes,
     choose,
     initialise,
     learns,
@@ -73,7 +74,7 @@ def half_size(x: Features) -> Float[Tensor, "batch channels half_height half_wid
 
 # %% ../nbs/12_pix2pixhd.ipynb #2d182042
 class PaddedPatchGAN(nn.Module):
-    "The PatchGAN of one scale: kernels of 4 as before, but a border of 2, and at most 512 channels."
+    "The PatchGAN of one scale: its border is 2 pixels wide, and no layer has over 512 channels."
 
     def __init__(
         self,
@@ -235,7 +236,7 @@ CAFFE_MEAN = (103.9, 116.8, 123.7)  # blue, green, red
 
 
 class CaffeInput(nn.Module):
-    "From RGB in [-1, 1] to what Caffe's networks read, blue first and means off, in units of 127.5."
+    "From RGB in [-1, 1] to what Caffe's networks read, blue first, in units of 127.5."
 
     def forward(self, image: Image) -> Image:
         mean = torch.tensor(CAFFE_MEAN, device=image.device, dtype=image.dtype)[:, None, None]
@@ -247,7 +248,7 @@ def caffe_stages(stages: nn.ModuleList) -> nn.ModuleList:
     # ReLU and max are homogeneous: biases divided by 127.5 divide every feature by as much.
     for layer in stages.modules():
         if isinstance(layer, nn.Conv2d):
-            layer.bias.data /= 127.5
+            layer.bias.data = layer.bias.data / 127.5
     stages[0].insert(0, CaffeInput())
     return stages
 
@@ -528,7 +529,13 @@ class StyledGenerator(nn.Module):
         self.painter, self.encoder, self.memory = painter, encoder, memory
         self.multiple = max(painter.multiple, encoder.multiple)
 
-    def forward(self, x: Features, **options) -> Image:
+    def learnt(self, batch: Batch) -> Styles:
+        "The styles of a batch's photos, remembered for later."
+        styles = self.encoder(batch.image, batch.instance_map)
+        self.memory.remember(styles, batch.label_map, batch.instance_map)
+        return styles
+
+    def forward(self, x: Features, **options) -> Picture:
         return self.painter(x, **options)
 
 # %% ../nbs/12_pix2pixhd.ipynb #c33f059b
@@ -574,18 +581,11 @@ class Pix2PixHD(Synthesizer):
         "What every layer of every judge makes of an image, knowing what was asked for."
         return self.discriminator.features(torch.cat([condition, image], dim=1))
 
-    def encoded(self, batch: Batch) -> Styles | None:
-        "The styles of a batch's photos, remembered for later; None without an encoder."
-        if not self.styled:
-            return None
-        styles = self.generator.encoder(batch.image, batch.instance_map)
-        self.generator.memory.remember(styles, batch.label_map, batch.instance_map)
-        return styles
-
     def training_losses(self, batch: Batch, step: int) -> Losses:
         condition = self.condition(batch.label_map, batch.instance_map)
         options = {"fix_coarse": True} if step < self.fix_global else {}
-        fake = self.paint(condition, self.encoded(batch), **options)
+        styles = self.generator.learnt(batch) if self.styled else None
+        fake = self.paint(condition, styles, **options)
         with frozen(self.discriminator):
             fake_features = self.judge(condition, fake)
         real_features = self.judge(condition, batch.image)
@@ -719,18 +719,23 @@ def fold_biases(
     return folded
 
 # %% ../nbs/12_pix2pixhd.ipynb #b91fabaa
-def official_global(state_dict: Mapping[str, object]) -> GlobalGenerator:
-    "The GlobalGenerator of a published checkpoint."
-    weights = fold_biases(official_weights(state_dict))
-    sizes = official_resnet_sizes(weights)
-    network = GlobalGenerator(
+def sized(network: type[nn.Module], sizes: ResNetSizes, *given: int) -> nn.Module:
+    "A network of this kind and these sizes; `given` follows the width."
+    return network(
         sizes.in_channels,
         sizes.channels,
-        sizes.num_blocks,
+        *given,
         num_downs=sizes.num_downs,
         norm=NORMS[sizes.norm],
         out_channels=sizes.out_channels,
     )
+
+
+def official_global(state_dict: Mapping[str, object]) -> GlobalGenerator:
+    "The GlobalGenerator of a published checkpoint."
+    weights = fold_biases(official_weights(state_dict))
+    sizes = official_resnet_sizes(weights)
+    network = sized(GlobalGenerator, sizes, sizes.num_blocks)
     return load_official(network, weights, official_resnet_layers(sizes))
 
 
@@ -743,14 +748,7 @@ def official_encoder(state_dict: Mapping[str, object]) -> InstanceEncoder:
             "the checkpoint is not an InstanceEncoder as published: it holds residual blocks, as "
             "generators do"
         )
-    network = InstanceEncoder(
-        sizes.in_channels,
-        sizes.channels,
-        num_downs=sizes.num_downs,
-        norm=NORMS[sizes.norm],
-        out_channels=sizes.out_channels,
-    )
-    return load_official(network, weights, official_resnet_layers(sizes))
+    return load_official(sized(InstanceEncoder, sizes), weights, official_resnet_layers(sizes))
 
 # %% ../nbs/12_pix2pixhd.ipynb #b82364ce
 def official_enhancer_layers(
@@ -772,17 +770,17 @@ def official_enhancer_layers(
         layers[f"{up}.{num_blocks + 4}"] = "head.0"
     return {theirs: prefix + ours for theirs, ours in layers.items()}
 
-
+# %% ../nbs/12_pix2pixhd.ipynb #3aa91220
 def official_local(state_dict: Mapping[str, object]) -> LocalEnhancer:
-    "The LocalEnhancer of a published checkpoint: a trunk `model`, enhancers `modelN_1`, `modelN_2`."
+    "The LocalEnhancer of a published checkpoint: `model`, then `modelN_1` and `modelN_2`."
     weights = fold_biases(official_weights(state_dict))
-    count = 0
+    count, num_blocks = 0, 0
     while f"model{count + 1}_1.1.weight" in weights:
         count += 1
-    block = re.compile(r"model1_2\.(\d+)\.conv_block\.1\.weight")
-    num_blocks = sum(block.fullmatch(name) is not None for name in weights)
+    while f"model1_2.{num_blocks}.conv_block.1.weight" in weights:
+        num_blocks += 1
     head = weights.get(f"model{count}_2.{num_blocks + 4}.weight", torch.empty(0))
-    if not count or head.ndim != 4:
+    if head.ndim != 4:
         raise InputError(
             "the checkpoint is not a LocalEnhancer as published: model1_1.1, model1_2.N, … should "
             "be its convolutions, beside those of a GlobalGenerator without a head"
@@ -791,14 +789,7 @@ def official_local(state_dict: Mapping[str, object]) -> LocalEnhancer:
     # The head of the whole stands for the one that the trunk lost.
     trunk = {name: value for name, value in weights.items() if name.startswith("model.")}
     sizes = official_resnet_sizes(trunk | {f"model.{10**6}.weight": head})
-    network = GlobalGenerator(
-        sizes.in_channels,
-        sizes.channels,
-        sizes.num_blocks,
-        num_downs=sizes.num_downs,
-        norm=NORMS[sizes.norm],
-        out_channels=sizes.out_channels,
-    )
+    network = sized(GlobalGenerator, sizes, sizes.num_blocks)
     layers = {
         theirs: "coarse." * count + ours
         for theirs, ours in official_resnet_layers(sizes).items() if ours != "head.0"
@@ -827,35 +818,31 @@ def official_multiscale_layers(
             layers[norm] = f"layers.{n}.1"
     return layers
 
-
+# %% ../nbs/12_pix2pixhd.ipynb #7246aeee
 def official_multiscale(state_dict: Mapping[str, object]) -> MultiscaleDiscriminator:
     "The MultiscaleDiscriminator of a published checkpoint, its sizes read from names and shapes."
     weights = fold_biases(official_weights(state_dict))
     whole = "layer0.0.weight" in weights
+    num_layers, num_scales, layers = 0, 0, {}
+    while f"scale0_layer{num_layers + 2}.0.weight" in weights:
+        num_layers += 1
+    while whole and f"layer0.{3 * num_layers + 5}.weight" in weights:
+        num_layers += 1
     first = "layer{}.0.weight" if whole else "scale{}_layer0.0.weight"
-    num_scales = 0
     while first.format(num_scales) in weights:
         num_scales += 1
-    one = re.compile(r"layer0\.\d+\.weight" if whole else r"scale0_layer\d+\.0\.weight")
-    found = [name for name, value in weights.items() if one.fullmatch(name) and value.ndim == 4]
-    num_layers = len(found) - 2
-    if num_layers < 1:
+    shape = weights.get(first.format(0), torch.empty(0)).shape
+    if num_layers < 1 or len(shape) != 4:
         raise InputError(
             "the checkpoint is not a MultiscaleDiscriminator as published: scale0_layer0.0, "
             "scale0_layer1.0, … or layer0.0, layer0.2, … should be at least three convolutions"
         )
-    shape = weights[first.format(0)].shape
-    if len(shape) != 4:
-        raise InputError(
-            f"the checkpoint is not a MultiscaleDiscriminator as published: {first.format(0)} has "
-            f"shape {tuple(shape)}"
-        )
-    layers = {}
+
     for number in range(num_scales):
-        ours = num_scales - 1 - number
         theirs = official_multiscale_layers(number, num_layers, whole)
-        layers |= {name: f"scales.{ours}.{layer}" for name, layer in theirs.items()}
-    published = {layer: name for name, layer in layers.items()}
-    norm = official_norm(weights, published["scales.0.layers.1.0"], published["scales.0.layers.1.1"])
-    network = MultiscaleDiscriminator(shape[1], shape[0], num_layers, num_scales, NORMS[norm])
+        ours = f"scales.{num_scales - 1 - number}"
+        layers |= {name: f"{ours}.{layer}" for name, layer in theirs.items()}
+    convolution, norm = list(layers)[1:3]
+    norm = NORMS[official_norm(weights, convolution, norm)]
+    network = MultiscaleDiscriminator(shape[1], shape[0], num_layers, num_scales, norm)
     return load_official(network, weights, layers)

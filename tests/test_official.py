@@ -602,6 +602,8 @@ LAYOUTS = {
     "resnet": (lambda norm: OfficialResNet(3, 3, 2, 4, norm, True), ResNetGenerator, 16),
     "patchgan": (lambda norm: OfficialPatchGAN(3, 3, 4, norm), PatchGAN, 32),
     "pixelgan": (lambda norm: OfficialPixelGAN(3, 4, norm), PixelGAN, 8),
+    "global": (lambda norm: OfficialGlobal(3, 4, 1, 2, norm), GlobalGenerator, 16),
+    "local": (lambda norm: OfficialLocal(3, 2, 1, 1, 1, norm, 2), LocalEnhancer, 32),
 }
 
 
