@@ -576,7 +576,7 @@ PRESETS = {
         "channels": 16,
         "widest": 6,
         "hidden_channels": 16,
-        "style_channels": 32,
+        "style_channels": 16,
         "style_downs": 4,
         "resolution": 128,
         "discriminator_channels": 32,

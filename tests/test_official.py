@@ -460,6 +460,137 @@ class OfficialMultiscale(nn.Module):
         return outputs
 
 
+# SPADE's layouts: spectral norm as PyTorch had it before parametrizations.
+
+def old_spectral(layer: nn.Module, spectral: bool) -> nn.Module:
+    return nn.utils.spectral_norm(layer) if spectral else layer
+
+
+class OfficialSPADENorm(nn.Module):
+    def __init__(self, width: int, in_channels: int, norm: str, kernel: int):
+        super().__init__()
+        pad, kinds = kernel // 2, {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
+        self.param_free_norm = kinds[norm](width, affine=False)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(in_channels, 128, kernel, 1, pad), nn.ReLU())
+        self.mlp_gamma = nn.Conv2d(128, width, kernel, 1, pad)
+        self.mlp_beta = nn.Conv2d(128, width, kernel, 1, pad)
+
+    def forward(self, x: Tensor, planes: Tensor) -> Tensor:
+        hidden = self.mlp_shared(nn.functional.interpolate(planes, x.shape[-2:]))
+        return self.param_free_norm(x) * (1 + self.mlp_gamma(hidden)) + self.mlp_beta(hidden)
+
+
+class OfficialSPADEBlock(nn.Module):
+    def __init__(self, fin: int, fout: int, make_norm: Callable, spectral: bool):
+        super().__init__()
+        middle, self.learned = min(fin, fout), fin != fout
+        self.conv_0 = old_spectral(nn.Conv2d(fin, middle, 3, padding=1), spectral)
+        self.conv_1 = old_spectral(nn.Conv2d(middle, fout, 3, padding=1), spectral)
+        self.norm_0, self.norm_1 = make_norm(fin), make_norm(middle)
+        if self.learned:
+            self.conv_s = old_spectral(nn.Conv2d(fin, fout, 1, bias=False), spectral)
+            self.norm_s = make_norm(fin)
+
+    def forward(self, x: Tensor, planes: Tensor) -> Tensor:
+        leaky = nn.LeakyReLU(0.2)
+        y = self.conv_1(leaky(self.norm_1(self.conv_0(leaky(self.norm_0(x, planes))), planes)))
+        return y + (self.conv_s(self.norm_s(x, planes)) if self.learned else x)
+
+
+class OfficialSPADE(nn.Module):
+    def __init__(
+        self, in_channels: int, width: int, ups: int, norm: str = "batch", *, kernel: int = 3,
+        z_dim: int = 0, start: tuple[int, int] = (1, 1), spectral: bool = True,
+    ):
+        super().__init__()
+        self.ups, self.start, self.z_dim, top = ups, start, z_dim, 16 * width
+        make_norm = lambda w: OfficialSPADENorm(w, in_channels, norm, kernel)  # noqa: E731
+        area = start[0] * start[1]
+        self.fc = (nn.Linear(z_dim, top * area) if z_dim
+                   else nn.Conv2d(in_channels, top, 3, padding=1))
+        widths = [top, top, top, top, 8 * width, 4 * width, 2 * width, width]
+        widths += [width // 2] * (ups == 7)
+        self.names = ["head_0", "G_middle_0", "G_middle_1"]
+        self.names += [f"up_{n}" for n in range(4 + (ups == 7))]
+        for name, fin, fout in zip(self.names, widths, widths[1:], strict=False):
+            self.add_module(name, OfficialSPADEBlock(fin, fout, make_norm, spectral))
+        self.conv_img = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, planes: Tensor, z: Tensor | None = None) -> Tensor:
+        double = nn.Upsample(scale_factor=2)
+        if self.z_dim:
+            x = self.fc(z).view(len(z), -1, *self.start)
+        else:
+            x = self.fc(nn.functional.interpolate(planes, self.start))
+        for name in self.names:
+            # After head_0; between the middle ones only with more; before every up_.
+            if name in ("G_middle_0", "up_0", "up_1", "up_2", "up_3", "up_4"):
+                x = double(x)
+            if name == "G_middle_1" and self.ups > 5:
+                x = double(x)
+            x = self.get_submodule(name)(x, planes)
+        return torch.tanh(self.conv_img(nn.functional.leaky_relu(x, 0.2)))
+
+
+def official_normed(conv: nn.Conv2d, norm: str, spectral: bool) -> nn.Module:
+    "Spectral norm first; then a norm takes the bias away and stands beside it in a sequence."
+    conv = old_spectral(conv, spectral)
+    if norm == "none":
+        return conv
+    conv.bias = None
+    width = conv.out_channels
+    return nn.Sequential(conv, nn.BatchNorm2d(width) if norm == "batch"
+                         else nn.InstanceNorm2d(width))
+
+
+class OfficialSPADEJudges(nn.Module):
+    def __init__(
+        self, in_channels: int, width: int, depth: int, num_scales: int, norm: str = "instance",
+        spectral: bool = True,
+    ):
+        super().__init__()
+        for scale in range(num_scales):
+            layers = [[nn.Conv2d(in_channels, width, 4, 2, 2), nn.LeakyReLU(0.2)]]
+            w = width
+            for n in range(1, depth):
+                conv = nn.Conv2d(w, min(2 * w, 512), 4, 1 if n == depth - 1 else 2, 2)
+                layers.append([official_normed(conv, norm, spectral), nn.LeakyReLU(0.2)])
+                w = min(2 * w, 512)
+            layers.append([nn.Conv2d(w, 1, 4, 1, 2)])
+            judge = nn.Module()
+            for n, layer in enumerate(layers):
+                judge.add_module(f"model{n}", nn.Sequential(*layer))
+            self.add_module(f"discriminator_{scale}", judge)
+
+    def features(self, x: Tensor) -> list[list[Tensor]]:
+        "Scale by scale; here the lowest number is the full resolution."
+        outputs = []
+        for judge in self.children():
+            y, layers = x, []
+            for layer in judge.children():
+                y = layer(y)
+                layers.append(y)
+            outputs.append(layers)
+            x = nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
+        return outputs
+
+
+class OfficialStyleEncoder(nn.Module):
+    def __init__(self, width: int, norm: str = "instance", spectral: bool = True):
+        super().__init__()
+        widths = [3, width, 2 * width, 4 * width, 8 * width, 8 * width, 8 * width]
+        for n, (fin, fout) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+            layer = official_normed(nn.Conv2d(fin, fout, 3, 2, 1), norm, spectral)
+            self.add_module(f"layer{n}", layer)
+        self.fc_mu, self.fc_var = nn.Linear(128 * width, 256), nn.Linear(128 * width, 256)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = nn.functional.interpolate(x, (256, 256), mode="bilinear")
+        for n in range(1, 7):
+            x = nn.functional.leaky_relu(self.get_submodule(f"layer{n}")(x), 0.2)
+        return self.fc_mu(x.flatten(1)), self.fc_var(x.flatten(1))
+
+
 def scramble(network: nn.Module) -> nn.Module:
     "Random weights that keep activations near 1, and statistics that are not the initial ones."
     for name, value in network.state_dict().items():
@@ -566,6 +697,76 @@ def test_multiscale(num_layers: int, width: int, num_scales: int, norm: str, who
                 assert difference(one, other) <= TOLERANCE
 
 
+def spectrally(network: nn.Module) -> nn.Module:
+    "Scrambled, with the vectors u and v that a few steps of training would have found."
+    weights = scramble(network).state_dict()
+    for name, weight in weights.items():
+        if name.endswith("weight_orig"):
+            matrix, u = weight.flatten(1), torch.randn(len(weight))
+            for _ in range(5):
+                v = nn.functional.normalize(matrix.T @ u, dim=0)
+                u = nn.functional.normalize(matrix @ v, dim=0)
+            weights[name.replace("orig", "u")].copy_(u)
+            weights[name.replace("orig", "v")].copy_(v)
+        elif "mlp_gamma" in name or "mlp_beta" in name:
+            weight.mul_(0.3)  # or seven blocks would saturate the tanh
+    return network.eval()
+
+
+@pytest.mark.parametrize("z_dim", [0, 5], ids=["map", "style"])
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize(
+    ("ups", "start"), [(5, (2, 2)), (5, (2, 4)), (5, (3, 2)), (6, (2, 2)), (7, (2, 2))]
+)
+def test_spade_generator(ups: int, norm: str, z_dim: int, start: tuple[int, int]):
+    official = spectrally(OfficialSPADE(4, 2, ups, norm, z_dim=z_dim, start=start))
+    size = (start[0] * 2**ups, start[1] * 2**ups)
+    planes = onehot(torch.randint(4, (1, *size)), 4)
+    z = torch.randn(1, 5) if z_dim else None
+    loaded = SPADEGenerator.from_official(official.state_dict(), ups, start if z_dim else None)
+    with torch.no_grad():
+        expected = official(planes, z)
+        assert 0.05 < expected.abs().mean() < 0.95
+        assert difference(loaded.eval()(planes, z), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("spectral", [True, False], ids=["spectral", "plain"])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_spade_generator_of_other_kernels(kernel: int, spectral: bool):
+    official = OfficialSPADE(3, 2, 5, kernel=kernel, start=(2, 2), spectral=spectral)
+    official, planes = spectrally(official), onehot(torch.randint(3, (2, 64, 64)), 3)
+    loaded = SPADEGenerator.from_official(official.state_dict()).eval()
+    with torch.no_grad():
+        assert difference(loaded(planes), official(planes)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("spectral", [True, False], ids=["spectral", "plain"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("depth", "width", "num_scales"), [(1, 4, 1), (2, 4, 2), (4, 3, 3), (5, 40, 1)]
+)
+def test_spade_discriminator(depth: int, width: int, num_scales: int, norm: str, spectral: bool):
+    official = spectrally(OfficialSPADEJudges(6, width, depth, num_scales, norm, spectral))
+    x = torch.randn(1, 6, 32, 48)
+    loaded = SPADEDiscriminator.from_official(official.state_dict()).eval()
+    with torch.no_grad():
+        given, expected = loaded.features(x), official.features(x)
+        assert len(given) == num_scales
+        for ours, theirs in zip(given, expected, strict=True):
+            for one, other in zip(ours, theirs, strict=True):
+                assert difference(one, other) <= TOLERANCE
+
+
+@pytest.mark.parametrize("spectral", [True, False], ids=["spectral", "plain"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_style_encoder(norm: str, spectral: bool):
+    official = spectrally(OfficialStyleEncoder(4, norm, spectral))
+    loaded, x = StyleEncoder.from_official(official.state_dict()).eval(), torch.randn(2, 3, 48, 64)
+    with torch.no_grad():
+        for ours, theirs in zip(loaded(x), official(x), strict=True):
+            assert difference(ours, theirs) <= TOLERANCE
+
+
 # --- the published sizes
 
 @pytest.mark.parametrize(
@@ -582,9 +783,12 @@ def test_multiscale(num_layers: int, width: int, num_scales: int, norm: str, who
          5_603_202, 20),
         (lambda: OfficialMultiscale(39, 3, 64, "instance", 3), MultiscaleDiscriminator,
          8_404_803, 30),
+        (lambda: OfficialStyleEncoder(64, spectral=False), StyleEncoder, 10_463_424, 10),
+        (lambda: OfficialSPADEJudges(16, 64, 4, 2, spectral=False), SPADEDiscriminator,
+         5_554_306, 14),
     ],
     ids=["unet_256", "resnet_9blocks", "basic", "pixel", "global", "local", "encoder",
-         "two scales", "three scales"],
+         "two scales", "three scales", "style encoder", "spade judges"],
 )
 def test_published_size(
     official: Callable[[], nn.Module], network: type[nn.Module], parameters: int, entries: int
@@ -593,6 +797,22 @@ def test_published_size(
     loaded = network.from_official(weights)
     assert sum(value.numel() for value in loaded.parameters()) == parameters
     assert len(loaded.state_dict()) == len(weights) == entries
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "ups", "z_dim", "parameters"),
+    [(13, 5, 0, 92_359_107), (36, 6, 0, 93_048_003), (151, 5, 0, 96_492_483),
+     (151, 5, 256, 111_942_595), (184, 5, 0, 97_480_899)],
+    ids=["facades", "cityscapes", "ade20k", "ade20k vae", "coco"],
+)
+def test_published_size_of_spade(in_channels: int, ups: int, z_dim: int, parameters: int):
+    with torch.device("meta"):
+        weights = OfficialSPADE(
+            in_channels, 64, ups, z_dim=z_dim, start=(8, 8), spectral=False
+        ).state_dict()
+    weights = {name: torch.zeros_like(value, device="cpu") for name, value in weights.items()}
+    loaded = SPADEGenerator.from_official(weights, ups)
+    assert sum(value.numel() for value in loaded.parameters()) == parameters
 
 
 # --- what people's checkpoints look like
@@ -705,3 +925,54 @@ def test_other_networks_are_refused(layout):
                          ids=["empty", "numbers", "nested"])
 def test_what_is_no_state_dict_is_refused(layout, wrong: dict):
     assert_refused(layout[1], wrong)
+
+
+# --- the same for the checkpoints of SPADE, whose spectral norms are folded
+
+SPADES = {
+    "generator": (lambda: OfficialSPADE(3, 2, 5), SPADEGenerator),
+    "styles": (lambda: OfficialSPADE(3, 2, 7, z_dim=4), SPADEGenerator),
+    "encoder": (lambda: OfficialStyleEncoder(2), StyleEncoder),
+    "encoder with batch norms": (lambda: OfficialStyleEncoder(2, "batch"), StyleEncoder),
+    "judges": (lambda: OfficialSPADEJudges(4, 2, 3, 2), SPADEDiscriminator),
+    "plain judges": (lambda: OfficialSPADEJudges(4, 2, 3, 1, "none"), SPADEDiscriminator),
+}
+
+
+@pytest.fixture(params=SPADES)
+def spade_layout(request) -> tuple[Tensors, type[nn.Module]]:
+    build, network = SPADES[request.param]
+    return spectrally(build()).state_dict(), network
+
+
+def test_spade_checkpoints_come_in_many_ways(spade_layout):
+    "With the prefix of several devices, in another order, in half precision."
+    weights, network = spade_layout
+    expected = network.from_official(weights).state_dict()
+    prefixed = {f"module.{name}": value for name, value in reversed(weights.items())}
+    given = network.from_official(prefixed).state_dict()
+    assert all(torch.equal(given[name], value) for name, value in expected.items())
+    halved = {name: value.half() if value.is_floating_point() else value
+              for name, value in weights.items()}
+    assert {w.dtype for w in network.from_official(halved).parameters()} == {torch.float32}
+
+
+def test_spade_checkpoints_that_do_not_fit_are_refused(spade_layout):
+    weights, network = spade_layout
+    for name, value in weights.items():
+        if "num_batches" not in name:
+            rest = {other: tensor for other, tensor in weights.items() if other != name}
+            assert_refused(network, rest)
+            assert_refused(network, weights | {name: torch.zeros(*value.shape, 1)})
+    assert_refused(network, weights | {"model.style.weight": torch.zeros(1)}, "model.style.weight")
+    assert_refused(network, weights | {"style.weight_u": torch.zeros(1)}, "style.weight_u")
+
+
+def test_spade_refuses_other_networks(spade_layout):
+    _, network = spade_layout
+    foreign = [build("batch") for build, *_ in LAYOUTS.values()]
+    foreign += [build() for build, other in SPADES.values() if other is not network]
+    for other in foreign:
+        assert_refused(network, other.state_dict())
+    for wrong in [{}, {"epoch": 3}, {"state_dict": {"a": torch.zeros(1)}}]:
+        assert_refused(network, wrong)
