@@ -7,11 +7,12 @@ __all__ = ['ON_RESUME', 'VERBS', 'UsageError', 'Parser', 'failure', 'complaint',
            'free_run_dir', 'train_config', 'resumed_config', 'example_pairs', 'rehearse', 'planned_run_dir',
            'is_first_process', 'where', 'train', 'option_name', 'add_sampling_options', 'read_sampling_options',
            'parse_for_family', 'sample_parser', 'add_sampling_basics', 'read_resolution', 'planned_files',
-           'refuse_overwriting', 'sample', 'check_same_size', 'write_png', 'evaluate_parser', 'evaluation_data',
-           'drawn_rows', 'evaluate', 'pair_distances', 'write_report', 'means', 'protocol', 'write_text', 'print_table',
-           'show_family', 'models_parser', 'models', 'datasets_parser', 'datasets', 'Finding', 'check_python',
-           'check_packages', 'check_torch', 'check_pins', 'installed_version', 'check_cache', 'check_model',
-           'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview', 'run_verb', 'main']
+           'refuse_overwriting', 'sample', 'check_same_size', 'write_png', 'evaluate_parser', 'add_measuring',
+           'evaluation_data', 'judges_for', 'plan_for', 'evaluate', 'compare_parser', 'compared', 'train_split',
+           'compare', 'export_parser', 'export', 'print_table', 'show_family', 'models_parser', 'models',
+           'datasets_parser', 'datasets', 'Finding', 'check_python', 'check_packages', 'check_torch', 'check_pins',
+           'installed_version', 'check_cache', 'check_model', 'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview',
+           'run_verb', 'main']
 
 # %% ../nbs/92_cli.ipynb #92e0493e
 import argparse
@@ -26,7 +27,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -272,6 +272,7 @@ def train(args: argparse.Namespace) -> int:
     import torch
 
     from semsynth import configs, training
+    from semsynth.evaluation import write_text
     from semsynth.metrics import commit
 
     resume = args.resume is not None
@@ -523,7 +524,7 @@ def evaluate_parser() -> Parser:
     parser = Parser(
         prog="semsynth evaluate",
         usage="semsynth evaluate RUN_OR_WEIGHTS --out DIR [options]",
-        description="Measure a trained model on a split: a JSON report and a gallery page.",
+        description="Measure a trained model on a split: a JSON report, a card and a gallery page.",
         epilog="`semsynth evaluate RUN_OR_WEIGHTS --help` lists the options of that family too.",
     )
     parser.add_argument(
@@ -534,8 +535,15 @@ def evaluate_parser() -> Parser:
         "--out",
         required=True,
         metavar="DIR",
-        help="the folder for report.json and gallery.html",
+        help="the folder for report.json, card.md and gallery.html",
     )
+    add_measuring(parser)
+    add_sampling_basics(parser)
+    return parser
+
+
+def add_measuring(parser: Parser) -> None:
+    "What evaluate and compare have in common: on what, and who judges."
     parser.add_argument("--dataset", metavar="NAME", help="default: the one it was trained on")
     parser.add_argument("--data-root", metavar="DIR", help="where the dataset's files are")
     parser.add_argument(
@@ -548,14 +556,38 @@ def evaluate_parser() -> Parser:
         help="only the first N (default: all; 100 of synthetic)",
     )
     parser.add_argument(
+        "--num-samples",
+        type=int,
+        default=1,
+        metavar="N",
+        help="images for each map; 2 or more measure diversity (default: 1)",
+    )
+    parser.add_argument(
+        "--features",
+        action="append",
+        metavar="NAME[=FILE]",
+        help="for distances between sets: segmenter, squeezenet, vgg16, inception or none; "
+        "may be given twice (default: segmenter)",
+    )
+    parser.add_argument(
+        "--segmenter",
+        default="auto",
+        metavar="NAME",
+        help="one that ships, a SegFormer's folder or name on the hub, or none",
+    )
+    parser.add_argument(
+        "--void",
+        default="ignored",
+        choices=["ignored", "counted"],
+        help="pixels without label: left out, or wrong (default: ignored)",
+    )
+    parser.add_argument(
         "--lpips",
         nargs="?",
         const="",
         metavar="FILE",
         help="also LPIPS; its AlexNet from FILE, or fetched once",
     )
-    add_sampling_basics(parser)
-    return parser
 
 # %% ../nbs/92_cli.ipynb #641f6e27
 def evaluation_data(args: argparse.Namespace, weights):
@@ -581,132 +613,176 @@ def evaluation_data(args: argparse.Namespace, weights):
     return dataset
 
 # %% ../nbs/92_cli.ipynb #6f3fa91c
-def drawn_rows(
-    model,                              # In eval mode, on its device
-    batches,                            # From `evaluation_batches`, one image each
-    names: Sequence[str],               # Of the images to draw: the first ones of `batches`
-    seed: int,                          # The image at index i is drawn with seed + i
-    options: Mapping[str, Any],         # Of `sample`
-    distances: Mapping[str, Callable],  # Beyond L1 and SSIM
-) -> Iterator:
-    "Draws and measures one image after the other: memory does not grow with their number."
-    import torch
+def judges_for(args: argparse.Namespace, dataset):
+    "The networks that look at the images, as the options name them."
+    from semsynth.evaluation import find_judges
 
-    from semsynth.datasets import show_progress
-    from semsynth.metrics import image_scores
-    from semsynth.plots import GalleryRow
+    features = [name for name in args.features or ["segmenter"] if name != "none"]
+    judges = find_judges(dataset, features, args.segmenter, args.lpips)
+    if "LPIPS" not in judges.distances:
+        print("LPIPS is left out: its AlexNet is not on this machine (--lpips fetches it)")
+    if judges.segmenter is None:
+        print(f"mIoU is left out: no segmenter for {dataset.name} (--segmenter NAME gives one)")
+    return judges
 
-    device = next(model.parameters()).device
-    first = zip(names, islice(batches, len(names)), strict=True)
-    for index, (name, (image, label_map, instance_map)) in enumerate(first):
-        rng = torch.Generator(device).manual_seed(seed + index)
-        maps = (label_map.to(device), instance_map.to(device))
-        fake = model.sample(*maps, rng=rng, **options).cpu()
-        scores = image_scores(fake, image, distances)
-        scores = {measure: float(score) for measure, score in scores.items()}
-        yield GalleryRow(name, label_map[0], fake, image[0], scores)
-        show_progress(index + 1, len(names), "Evaluating")
+
+def plan_for(args: argparse.Namespace, dataset, weights):
+    "What is drawn, as the options say."
+    from semsynth.configs import trained_resolution
+    from semsynth.evaluation import Plan
+    from semsynth.labels import InputError
+
+    if args.num_samples < 1:
+        raise InputError(f"--num-samples is {args.num_samples}, but takes 1 or more")
+    size = read_resolution(args.resolution) if args.resolution else None
+    size = size or trained_resolution(weights.config)
+    count = args.num_images or len(dataset)
+    return Plan(size, count, args.num_samples, args.seed, args.void)
 
 # %% ../nbs/92_cli.ipynb #f3ded54e
 def evaluate(args: argparse.Namespace) -> None:
     "semsynth evaluate."
-    from semsynth.configs import trained_resolution
-    from semsynth.datasets import Resize, evaluation_batches
+    from semsynth.evaluation import Evaluation, report_card, write_text
     from semsynth.plots import write_gallery
 
     out, weights = Path(args.out), args.weights
-    refuse_overwriting([out / "report.json", out / "gallery.html"], args.overwrite)
+    files = [out / name for name in ("report.json", "card.md", "gallery.html")]
+    refuse_overwriting(files, args.overwrite)
     dataset = evaluation_data(args, weights)
-    size = read_resolution(args.resolution) if args.resolution else None
-    size = size or trained_resolution(weights.config)
-    model = weights.model.to("cuda" if choose_gpus(args.gpus) else "cpu")
-    distances = pair_distances(args.lpips)
-    batches = evaluation_batches(dataset, Resize(size), batch_size=1)
-    names = [dataset.name_of(index) for index in range(args.num_images or len(dataset))]
+    weights.model.to("cuda" if choose_gpus(args.gpus) else "cpu")
+    judges, plan = judges_for(args, dataset), plan_for(args, dataset, weights)
+    name = Path(args.source).stem
+    evaluation = Evaluation(weights, name, dataset, judges, plan, args.options)
+
     out.mkdir(parents=True, exist_ok=True)
-
-    rows = []
-    facts = {"resolution": f"{size[0]} x {size[1]}", "seed": args.seed}
-
-    def measured() -> Iterator:
-        for row in drawn_rows(model, batches, names, args.seed, args.options, distances):
-            rows.append({"name": row.name} | dict(row.scores))
-            yield row
-
     title = f"{weights.config.model['name']} on {dataset.name}, {args.split}"
-    write_gallery(out, measured(), title, dataset.label_space, facts=facts)
-    write_report(out / "report.json", args, protocol(args, dataset, len(names), size), rows)
-    print(out / "gallery.html")
+    facts = {"resolution": f"{plan.resolution[0]} x {plan.resolution[1]}", "seed": args.seed}
+    write_gallery(out, evaluation, title, dataset.label_space, facts=facts)
+    report = evaluation.report()
+    report.write(files[0])
+    write_text(files[1], report_card(report))
+    print(report.protocol, end="\n\n")
+    print_table(("score", "value"), [(name, str(score)) for name, score in report.scores.items()])
+    print(*files, sep="\n")
 
-# %% ../nbs/92_cli.ipynb #9785c118
-def pair_distances(
-    lpips_file: str | None,  # None: LPIPS only if its AlexNet is here already; "": fetch it
-) -> dict[str, Callable]:
-    "Distances that need weights of their own."
-    import torch
+# %% ../nbs/92_cli.ipynb #a33c3447
+def compare_parser() -> Parser:
+    "The options of `semsynth compare`."
+    parser = Parser(
+        prog="semsynth compare",
+        usage="semsynth compare [RUN_OR_WEIGHTS ...] --dataset NAME --out DIR [options]",
+        description="Measure several models alike: a table, a picture of the same maps, a page.",
+    )
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="RUN_OR_WEIGHTS",
+        help="run folders, .safetensors files or names (default: all that ship)",
+    )
+    parser.add_argument(
+        "-o", "--out", required=True, metavar="DIR", help="the folder for the page and the reports"
+    )
+    add_measuring(parser)
+    add_sampling_basics(parser)
+    return parser
 
-    from semsynth.metrics import ALEXNET, lpips
+# %% ../nbs/92_cli.ipynb #f79179d4
+def compared(sources: Sequence[str], dataset: str | None) -> dict[str, Any]:
+    "Trained models by name; without sources, those that ship for the dataset."
+    from semsynth.configs import load_source, shipped_weights
+    from semsynth.labels import InputError
 
-    here = Path(torch.hub.get_dir()) / "checkpoints" / Path(ALEXNET).name
-    if lpips_file is None and not here.is_file():
-        print("LPIPS is left out: its AlexNet is not on this machine (--lpips fetches it)")
-        return {}
-    return {"LPIPS": lpips(lpips_file or None)}
-
-# %% ../nbs/92_cli.ipynb #de679ee5
-def write_report(
-    path: Path, args: argparse.Namespace, protocol: Mapping[str, Any], rows: Sequence
-) -> None:
-    "What was measured on what, and how, as JSON; the means go to the terminal as well."
-    report = {
-        "source": Path(args.source).name,
-        "model": args.weights.config.model,
-        "run": args.weights.facts,
-        "protocol": protocol,
-        "scores": means(rows),
-        "images": rows,
+    if sources:
+        return {Path(source).stem: load_source(source) for source in sources}
+    shipped = {name: load_source(name) for name in shipped_weights()}
+    wanted = dataset or "synthetic"
+    chosen = {
+        name: weights
+        for name, weights in shipped.items() if weights.config.data["name"] == wanted
     }
-    write_text(path, json.dumps(report, indent=1, allow_nan=False) + "\n")
-    for name, value in report["scores"].items():
-        print(f"{name:8s} {value:.4f}")
+    if not chosen:
+        raise InputError(f"no weights ship for {wanted}: name runs or .safetensors files")
+    return chosen
+
+
+def train_split(args: argparse.Namespace, weights):
+    "The training split of the data that is measured on, for what needs no network."
+    from semsynth.configs import build_dataset, data_settings, with_dataset
+
+    config = with_dataset(weights.config, args.dataset, args.data_root)
+    if "num_images" in data_settings(config.data["name"]):
+        config.data["num_images"] = args.num_images or 100
+    return build_dataset(config, "train")
+
+# %% ../nbs/92_cli.ipynb #f954bb66
+def compare(args: argparse.Namespace) -> None:
+    "semsynth compare."
+    from semsynth import evaluation
+
+    out = Path(args.out)
+    refuse_overwriting([out / "index.html"], args.overwrite)
+    models = compared(args.sources, args.dataset)
+    first = next(iter(models.values()))
+    dataset, device = evaluation_data(args, first), "cuda" if choose_gpus(args.gpus) else "cpu"
+    judges, plan = judges_for(args, dataset), plan_for(args, dataset, first)
+    reports = []
+    for name, weights in models.items():
+        evaluation_data(args, weights)  # says so where the classes are others
+        weights.model.to(device)
+        measured = evaluation.Evaluation(weights, name, dataset, judges, plan)
+        print(name, file=sys.stderr)
+        for _ in measured:
+            pass
+        reports.append(measured.report())
+
+    train = train_split(args, first)
+    reports += evaluation.trivial_reports(reports[0], train, dataset, judges)
+    drawings = {name: evaluation.drawing(weights.model) for name, weights in models.items()}
+    drawings["class mean"] = evaluation.drawing(evaluation.ClassMean.of(train, plan.resolution))
+    columns = evaluation.same_maps(drawings, dataset, plan.resolution, seed=plan.seed)
+    page = evaluation.write_comparison(out, reports, columns, dataset.label_space)
+    heads, *rows = evaluation.table_of(reports, evaluation.main_scores(reports[0]))
+    print_table(heads, rows)
+    print(page)
+
+# %% ../nbs/92_cli.ipynb #c58b5f0b
+def export_parser() -> Parser:
+    "The options of `semsynth export`."
+    parser = Parser(
+        prog="semsynth export",
+        usage="semsynth export RUN -o FILE.safetensors [--report REPORT.json]",
+        description="Write a run's networks as one small file with a card.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("-o", "--out", required=True, metavar="FILE", help="ends in .safetensors")
+    parser.add_argument(
+        "--report", metavar="JSON", help="of `semsynth evaluate RUN`: its numbers go into the card"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    return parser
+
+
+def export(args: argparse.Namespace) -> None:
+    "semsynth export."
+    from semsynth.configs import load_run, save_weights
+    from semsynth.labels import InputError
+    from semsynth.metrics import Report
+
+    path = Path(args.out)
+    if path.suffix != ".safetensors":
+        raise InputError(f"--out is {path}, but takes a file that ends in .safetensors")
+    refuse_overwriting([path, path.with_suffix(".md")], args.overwrite)
+    weights = load_run(args.run)
+    measured = {}
+    if args.report:
+        report = Report.read(args.report)
+        measured = {"measured on": f"{report.protocol.dataset}, {report.protocol.split}"}
+        measured |= {name: str(score) for name, score in report.scores.items()}
+    model, data = weights.config.model["name"], weights.config.data["name"]
+    card = f"{model} trained on {data}, written by `semsynth export`."
+    facts = weights.facts | measured
+    save_weights(path, weights.model, weights.config, weights.label_space, card, facts)
     print(path)
-
-
-def means(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    "The mean over all images of each score."
-    names = [name for name in scores[0] if name != "name"]
-    return {name: sum(row[name] for row in scores) / len(scores) for name in names}
-
-# %% ../nbs/92_cli.ipynb #1c3e5cc0
-def protocol(
-    args: argparse.Namespace, dataset, count: int, size: tuple[int, int]
-) -> dict[str, Any]:
-    "How the numbers were made: two reports may be compared where these agree."
-    from semsynth.configs import sampling_options
-
-    config = args.weights.config
-    defaults = {name: option.default for name, option in sampling_options(config).items()}
-    return {
-        "dataset": dataset.name,
-        "split": args.split,
-        "split_name": getattr(dataset, "split_name", dataset.split),
-        "count": count,
-        "resolution": list(size),
-        "resize": "bilinear with antialiasing for photos, nearest for label maps",
-        "range": "8-bit, as a PNG holds it",
-        "sampler_options": defaults | args.options,
-        "seed": args.seed,
-        "weights": "averaged (EMA)" if config.train.get("ema_decay") else "last",
-        "device": next(args.weights.model.parameters()).device.type,
-        "semsynth": importlib.metadata.version("semsynth"),
-    }
-
-
-def write_text(path: Path, text: str) -> None:
-    "A file that is there whole or not at all."
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 # %% ../nbs/92_cli.ipynb #1a9ed899
 def print_table(
@@ -964,6 +1040,8 @@ VERBS = {
         lambda words: parse_for_family(evaluate_parser(), words),
         evaluate,
     ),
+    "compare": Verb("several models in one table", plainly(compare_parser), compare),
+    "export": Verb("a run's networks as one file with a card", plainly(export_parser), export),
     "models": Verb("the families, their presets and settings", plainly(models_parser), models),
     "datasets": Verb("the datasets, and what each needs", plainly(datasets_parser), datasets),
     "doctor": Verb("what works on this machine", plainly(doctor_parser), doctor),

@@ -105,10 +105,11 @@ class SegmentationUNet(nn.Module):
 def class_weights(
     dataset: SemanticDataset,
     least_share: float = 1e-3,  # A class that is rarer counts as this
+    num_images: int = 400,      # As many of the first ones are counted
 ) -> Float[Tensor, " num_classes"]:
     "One over the root of each class's share of the pixels, with a mean of 1 over pixels."
     counts = torch.zeros(dataset.label_space.num_classes)
-    for index in range(len(dataset)):
+    for index in range(min(num_images, len(dataset))):
         label_map = dataset[index].label_map
         labelled = label_map[label_map != IGNORE_INDEX]
         counts += torch.bincount(labelled, minlength=len(counts))
@@ -197,6 +198,7 @@ def save_segmenter(
     partial = path.with_name(f".{path.name}.part")
     contiguous = {name: t.contiguous() for name, t in half.items()}
     save_file(contiguous, partial, {"segmenter": json.dumps(described)})
+    partial.chmod(0o644)  # safetensors lets nobody else read
     partial.replace(path)
     path.with_suffix(".md").write_text(card, encoding="utf-8")
 
@@ -345,7 +347,7 @@ def segmenter_card(
     "What a person should know before believing this judge, as Markdown."
     recipe, synthetic = RECIPES[name], name.endswith("synthetic")
     command = f"python -m semsynth.segmenter {name}" + ("" if synthetic else " --data-root DIR")
-    licence = "CC0: drawn by the course" if synthetic else (
+    licence = "drawn by the course itself" if synthetic else (
         "photographs of CMP Facade (Tyleček and Šára 2013), for research and teaching"
     )
     facts = {
