@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['FEATURES', 'Samples', 'Draw', 'BATCH_SIZE', 'VARYING', 'COSTS', 'PAGE', 'Judges', 'find_features', 'find_segmenter',
            'find_distances', 'find_judges', 'Measurements', 'drawing', 'ClassMean', 'another_look', 'Plan', 'evaluate',
-           'drawn', 'singly', 'peak_memory', 'cost', 'protocol_of', 'plain', 'Evaluation', 'report_card', 'photographs',
-           'trivial_reports', 'table_of', 'cost_of', 'main_scores', 'cost_plot', 'same_maps', 'html_table',
-           'write_comparison', 'pipe_table', 'write_text']
+           'drawn', 'singly', 'Alive', 'peak_memory', 'cost', 'protocol_of', 'plain', 'Evaluation', 'report_card',
+           'photographs', 'trivial_reports', 'table_of', 'cost_of', 'main_scores', 'cost_plot', 'same_maps',
+           'html_table', 'write_comparison', 'pipe_table', 'write_text']
 
 # %% ../nbs/91b_evaluation.ipynb #04291e40
 import html
-import json
 import os
 import statistics
-import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,6 +24,8 @@ import matplotlib.pyplot as plt
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from .configs import Weights, sampling_options, sampling_state
@@ -215,8 +216,13 @@ class Measurements:
         scores = {name: bootstrap(torch.tensor([row[name] for row in rows])) for name in names}
         if self.layout:
             scores |= self.layout.scores(self.void)
+        return scores | self.set_scores()
+
+    def set_scores(self) -> dict[str, Score]:
+        "The distances between the two sets; three images are no set."
+        scores = {}
         for real, fake in zip(self.real, self.fake, strict=True):
-            distances = compare_features(real, fake) if real.count > 3 else {}
+            distances = compare_features(real, fake) if min(real.count, fake.count) > 3 else {}
             scores |= {name: Score(value) for name, value in distances.items()}
         return scores
 
@@ -338,32 +344,52 @@ def singly(batch: Batch) -> Iterator[Batch]:
     "The same, one image at a time, each with its batch axis."
     return (Batch(*parts) for parts in zip(*(part.split(1) for part in batch), strict=True))
 
-# %% ../nbs/91b_evaluation.ipynb #e40376cb
+# %% ../nbs/91b_evaluation.ipynb #340b2d3c
+class Alive(TorchDispatchMode):
+    "Counts the bytes of all tensors that were made while it was active and are still alive."
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: set[weakref.ref] = set()  # One for each piece of memory
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage() for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            # A view, or what an operation in place returns, is no new memory.
+            if isinstance(leaf, Tensor) and leaf.untyped_storage() not in given:
+                self.add(leaf.untyped_storage())
+        return result
+
+    def add(self, storage: torch.UntypedStorage) -> None:
+        "One more piece of memory, until its last tensor is gone."
+        size = storage.nbytes()
+
+        def gone(reference: weakref.ref) -> None:
+            self.now -= size
+            self.seen.discard(reference)
+
+        reference = weakref.ref(storage, gone)
+        if reference not in self.seen:
+            self.seen.add(reference)
+            self.now += size
+            self.most = max(self.most, self.now)
+
+
 def peak_memory(
     action: Callable[[], object],
     device: torch.device,
-) -> float:
+) -> int:
     "Most bytes of tensors alive at once while it ran, beyond those that were alive before."
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         action()
         return torch.cuda.max_memory_allocated(device) - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+    with Alive() as alive:
         action()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted(
-        (event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"
-    )
-    alive = largest = 0
-    for _, change in changes:
-        alive += change
-        largest = max(largest, alive)
-    return largest
+    return alive.most
 
 # %% ../nbs/91b_evaluation.ipynb #dfbb0a2d
 def cost(
@@ -371,7 +397,7 @@ def cost(
     batch: Batch,                     # One label map, with a batch axis
     options: Mapping[str, Any] = {},  # Of its `sample`
     repeats: int = 5,
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     "What one image costs: parameters, billions of multiplications, milliseconds, megabytes."
     draw = drawing(model, options)
     # The first call finds its way; it is not counted, but its multiplications are.
@@ -490,15 +516,12 @@ def photographs(
         for batch in islice(evaluation_batches(dataset, resize, batch_size=1), protocol.num_images):
             for features in kept:
                 features.update(batch.image)
-    scores = {}
-    for real, fake in zip(measurements.real, measurements.fake, strict=True):
-        scores |= {name: Score(value) for name, value in compare_features(real, fake).items()}
     ending = " of the real images"
     layout = {
         name.removesuffix(ending): score
         for name, score in report.scores.items() if name.endswith(ending)
     }
-    return Report("real photographs", protocol, layout | scores)
+    return Report("real photographs", protocol, layout | measurements.set_scores())
 
 
 def trivial_reports(

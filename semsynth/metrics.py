@@ -763,7 +763,7 @@ class Report:
     model: str
     protocol: Protocol
     scores: dict[str, Score]
-    cost: dict[str, float] = field(default_factory=dict)    # Such as parameters and ms an image
+    cost: dict[str, int | float] = field(default_factory=dict)  # Such as ms an image
     facts: dict[str, str] = field(default_factory=dict)     # Such as steps, machine and commit
     images: list[dict[str, str | float]] = field(default_factory=list)  # Each by itself
 

@@ -857,10 +857,25 @@ def test_train_resume_sample_evaluate(
 
     assert main(["evaluate", str(run), "--out", "report", "--num-images", "3", "--gpus", "0"]) == 0
     report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert len(report["images"]) == report["protocol"]["count"] == 3
-    assert report["protocol"]["split"] == "test" and report["run"]["step"] == "6"
-    assert report["scores"]["L1"] == pytest.approx(np.mean([row["L1"] for row in report["images"]]))
+    assert len(report["images"]) == report["protocol"]["num_images"] == 3
+    assert report["protocol"]["split"] == "test" and report["facts"]["step"] == "6"
+    mean, low, high = report["scores"]["L1"]
+    assert mean == pytest.approx(np.mean([row["L1"] for row in report["images"]]), rel=1e-5)
+    assert low <= mean <= high and report["cost"]["ms an image"] > 0
+    assert "segmenter-synthetic" in report["protocol"]["segmenter"]
     assert (tmp_path / "report" / "gallery.html").is_file()
+
+    out = ["-o", "small.safetensors", "--report", "report/report.json"]
+    assert main(["export", str(run), *out]) == 0
+    card = (tmp_path / "small.md").read_text()
+    assert "mIoU of the real images" in card and "minutes" in card
+    words = ["--dataset", "synthetic", "--out", "table", "--num-images", "3", "--gpus", "0"]
+    assert main(["compare", str(run), "small.safetensors", *words]) == 0
+    rows = (tmp_path / "table" / "table.md").read_text().splitlines()
+    models = [row.split(" | ")[0].strip("| ") for row in rows]
+    trivial = ["real photographs", "class mean", "another look"]
+    assert models == ["model", "---", "cgan-synthetic-1", "small", *trivial]
+    assert (tmp_path / "table" / "index.html").is_file()
 
 
 def test_fewer_images_are_the_first_of_all(world: World, tmp_path: Path):
@@ -875,8 +890,9 @@ def test_fewer_images_are_the_first_of_all(world: World, tmp_path: Path):
     pairs = Folder(world.pairs, "test")
     names = [row["name"] for row in reports[1]["images"]]
     assert names == [pairs.name_of(index) for index in range(4)]
-    options = {"dropout": True, "batch_statistics": False}
-    assert reports[0]["protocol"]["sampler_options"] == options
+    options = [["batch_statistics", False], ["dropout", True]]
+    assert reports[0]["protocol"]["sampler"] == options
+    assert reports[0]["protocol"]["dropout"] == "on"
 
 
 def test_weights_draw_what_the_run_drew(world: World, tmp_path: Path):
