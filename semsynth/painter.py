@@ -423,6 +423,7 @@ function followKeys(canvas, hand, picture) {
 FRAME_JS = r"""
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
+  made.dataset.lmSuppressShortcuts = "true";
   for (const [name, value] of Object.entries(attributes))
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else made.setAttribute(name, value);
@@ -575,7 +576,8 @@ function render({ model, el }) {
       : `Column ${point[0]}, row ${point[1]}: ${name(hand.at(point))}`;
   });
   const canvas = picture.overlay;
-  Object.entries({ tabindex: 0, role: "application", "aria-roledescription": "painting" })
+  Object.entries({ tabindex: 0, role: "application", "aria-roledescription": "painting",
+                   "data-lm-suppress-shortcuts": "true" })
     .forEach(([key, value]) => canvas.setAttribute(key, value));
   followPointer(canvas, hand, picture);
   followKeys(canvas, hand, picture);
@@ -584,8 +586,7 @@ function render({ model, el }) {
   const boxes = OPTIONS.map(([key, word]) => checkbox(hand, key, word));
   const easel = element("div", { class: "easel", style: `aspect-ratio: ${width} / ${height}` },
                         picture.canvas, canvas);
-  const root = element("div", { class: "semsynth semsynth-painter",
-                                "data-lm-suppress-shortcuts": "true" },
+  const root = element("div", { class: "semsynth semsynth-painter" },
     tools, element("div", { class: "middle" }, easel, list),
     element("div", { class: "options" }, ...boxes.map(([box]) => box), where), files(model, hand),
     status, element("details", {}, element("summary", {}, "Keys"), element("p", {}, KEYS)));
@@ -716,12 +717,12 @@ class LabelPainter(anywidget.AnyWidget):
         easel: Easel,    # Holds the painting
         **choices: Any,  # First values of tool, class_id, brush, patterns and the like
     ):
+        self.easel = easel
         space, (height, width) = easel.painting.space, easel.painting.size
         super().__init__(
             height=height, width=width, names=list(space.names), sample_names=list(easel.samples),
             palette=colours(space), safe_palette=colours(space.colour_blind_safe), **choices,
         )
-        self.easel = easel
         self.tell()
         easel.follow(self.tell)
         self.observe(self._file_arrived, names="file")

@@ -137,7 +137,8 @@ class Card(ipywidgets.VBox):
         self.words = ipywidgets.HTML(layout={"flex": "1 1 100px"})
         self.button = ipywidgets.Button(description="Draw", tooltip=f"Draw with {name}",
                                         layout={"width": "auto"})
-        self.button.on_click(lambda _: redraw(self))
+        self.clicked = lambda _: redraw(self)
+        self.button.on_click(self.clicked)
         title = ipywidgets.HTML(f"<b>{html.escape(name)}</b>")
         row = ipywidgets.HBox([self.words, self.button], layout={"align_items": "center"})
         rows = [captioned(*item) for item in self.controls.items()]
@@ -189,10 +190,10 @@ class Card(ipywidgets.VBox):
 
     def close(self) -> None:
         "Nobody is called any more."
+        self.button.on_click(self.clicked, remove=True)
         for made in (*self.controls.values(), self.button):
             made.unobserve_all()
             made.close()
-        self.button._click_handlers.callbacks.clear()
         super().close()
 
 # %% ../nbs/05e_playground.ipynb #5e000024
@@ -210,8 +211,8 @@ class Playground(ipywidgets.VBox):
         styles: Mapping[str, Image] = {},   # Images whose style may be taken
         seed: int = 0,
     ):
+        self.easel, self.limit, self.clicks = easel, limit, []
         check_models(models, easel, asked)
-        self.easel, self.limit = easel, limit
         self.painter = painter or LabelPainter(easel)
         self.cards = {
             name: Card(name, model, self.draw_card, styles=styles,
@@ -225,9 +226,12 @@ class Playground(ipywidgets.VBox):
             ipywidgets.Button(description=word, layout={"width": "auto"})
             for word in ("Another seed", "Draw all", "Save the board as PNG")
         )
-        self.another.on_click(lambda _: self.change_seed())
-        self.all.on_click(lambda _: self.draw_all())
-        self.export.on_click(lambda _: self.painter.offer("board.png", self.board_png()))
+        self.clicks = [
+            (self.another, lambda _: self.change_seed()), (self.all, lambda _: self.draw_all()),
+            (self.export, lambda _: self.painter.offer("board.png", self.board_png())),
+        ]
+        for button, act in self.clicks:
+            button.on_click(act)
         self.seed.observe(lambda _: self.painted(), names="value")
         board = ipywidgets.Box(list(self.cards.values()), layout={"flex_flow": "row wrap"})
         buttons = [self.seed, self.another, self.all, self.export]
@@ -272,12 +276,13 @@ class Playground(ipywidgets.VBox):
     def close(self) -> None:
         "Ends all of its parts and listens no longer; the easel and its painting remain."
         self.easel.leave(self.painted)
-        for card in self.cards.values():
-            card.close()
-        for part in (self.seed, self.another, self.all, self.export):
-            part.unobserve_all()
-            part.close()
-        self.painter.close()
+        for button, act in self.clicks:
+            button.on_click(act, remove=True)
+        if self.clicks:  # it was built, and is closed for the first time
+            self.seed.unobserve_all()
+            for part in (*self.cards.values(), self.painter, self.seed, *dict(self.clicks)):
+                part.close()
+            self.clicks = []
         super().close()
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict, dict]:
@@ -321,6 +326,10 @@ class StyleMixer(ipywidgets.VBox):
         instance_map: InstanceMap | None = None,
         seed: int = 0,                     # For whatever else is drawn at random
     ):
+        self.slider = ipywidgets.FloatSlider(
+            value=0.5, min=0.0, max=1.0, step=0.05, description="first to second",
+            style={"description_width": "initial"}, layout={"width": "340px"},
+        )
         known = signature(model.sample).parameters
         if option not in known:
             raise InputError(f"this family takes no {option}: {did_you_mean(option, known)}")
@@ -328,10 +337,6 @@ class StyleMixer(ipywidgets.VBox):
         self.instance_map = label_map if instance_map is None else instance_map
         self.styles = first, second
         self.view, self.words = ipywidgets.HTML(), ipywidgets.HTML()
-        self.slider = ipywidgets.FloatSlider(
-            value=0.5, min=0.0, max=1.0, step=0.05, description="first to second",
-            style={"description_width": "initial"}, layout={"width": "340px"},
-        )
         super().__init__([self.view, self.slider, self.words])
         self.slider.observe(lambda _: self.tell(), names="value")
         self.tell()

@@ -36,7 +36,11 @@ def address(
 # %% ../nbs/05d_viewers.ipynb #5d000014
 COMPARE_JS = r"""
 function render({ model, el }) {
-  const make = (tag, values) => Object.assign(document.createElement(tag), values);
+  const make = (tag, values) => {
+    const made = Object.assign(document.createElement(tag), values);
+    made.dataset.lmSuppressShortcuts = "true";  // JupyterLab takes arrow keys for itself
+    return made;
+  };
   const root = make("div", { className: "semsynth semsynth-compare" });
   const stage = make("div", { className: "stage" }), words = make("div", { className: "words" });
   const names = model.get("names");
@@ -44,7 +48,6 @@ function render({ model, el }) {
     make("img", { src: model.get(side), alt: names[n], draggable: false }));
   const slider = make("input", { type: "range", min: 0, max: 100, step: 0.5 });
   slider.setAttribute("aria-label", `How much of ${names[0]} is seen, in per cent`);
-  root.dataset.lmSuppressShortcuts = "true";
   stage.style.width = `${model.get("shown_width")}px`;
   stage.append(below, above, make("div", { className: "bar" }), slider);
   words.append(...names.map((name) => make("span", { textContent: name })));
@@ -117,6 +120,7 @@ EXPLORE_JS = r"""
 function render({ model, el }) {
   const make = (tag, values, ...children) => {
     const made = Object.assign(document.createElement(tag), values);
+    made.dataset.lmSuppressShortcuts = "true";  // JupyterLab takes arrow keys for itself
     made.append(...children);
     return made;
   };
@@ -147,7 +151,6 @@ function render({ model, el }) {
                                 onclick: () => timer ? stop() : start() });
   const root = make("div", { className: "semsynth semsynth-explore" }, image,
                     make("div", { className: "line" }, play, slider, caption), strip);
-  root.dataset.lmSuppressShortcuts = "true";
   root.style.width = `${model.get("shown_width")}px`;
   el.append(root);
   const show = () => {

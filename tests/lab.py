@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import nbformat
 from jupyter_client import BlockingKernelClient
 
-CHROMIUM = os.environ.get("SEMSYNTH_CHROMIUM") or shutil.which("chromium")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FOUND = [path for path in map(shutil.which, NAMES) if path]
+CHROMIUM = os.environ.get("SEMSYNTH_CHROMIUM") or next(iter(FOUND), None)
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
