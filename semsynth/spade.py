@@ -392,6 +392,7 @@ class LossWeights(NamedTuple):
     feature_matching: float = 10.0
     perceptual: float = 10.0
     kl: float = 0.05
+    l1: float = 0.0  # Not in the paper, whose perceptual loss sees colours
 
 # %% ../nbs/13_spade.ipynb #fee399fa
 class SPADE(Synthesizer):
@@ -475,6 +476,8 @@ class SPADE(Synthesizer):
             terms["feature_matching"] = self.weights.feature_matching * matching
         if self.weights.perceptual and self.perceptual is not None:
             terms["perceptual"] = self.weights.perceptual * self.perceptual(fake, real)
+        if self.weights.l1:
+            terms["l1"] = self.weights.l1 * F.l1_loss(fake, real)
         return terms
 
     @torch.no_grad()
@@ -533,13 +536,15 @@ def spade(
     modulation: Literal["spade", "clade"] = "spade",       # From the map around, or by class
     style_channels: int = 0,       # Of z, as the encoder finds it; 0: no encoder, no styles
     style_downs: int = 6,          # The encoder's halvings, down to 4 x 4
+    style_norm: Literal["instance", "batch", "none"] = "instance",  # Of the encoder
     resolution: int = 256,         # Side of the images for which z makes the start
     discriminator_channels: int = 64,  # Of each judge's first layer
     discriminator_layers: int = 3,     # Of each judge, between the first and the last
     perceptual: Literal["vgg19", "vgg16", "synthetic", "facades", "none"] = "vgg19",  # Whose view
     feature_weight: float = 10.0,      # Of feature matching
-    perceptual_weight: float = 10.0,
-    kl_weight: float = 0.05,
+    perceptual_weight: float = 10.0,   # Of the perceptual loss
+    kl_weight: float = 0.05,           # Of the styles' distance from the standard normal
+    l1_weight: float = 0.0,            # Of the difference to the photo, which the paper has not
 ) -> SPADE:
     "Networks of these sizes, initialised as published."
     parameter_free = choose(PARAMETER_FREE_NORMS, norm, "norm")
@@ -556,7 +561,10 @@ def spade(
         start_size=(max(1, resolution // 2**num_ups),) * 2,
         modulate=modulate,
     )
-    encoder = StyleEncoder(channels, style_channels, style_downs) if style_channels else None
+    encoder = None
+    if style_channels:
+        encoder_norm = choose(NORMS, style_norm, "style_norm")
+        encoder = StyleEncoder(channels, style_channels, style_downs, encoder_norm)
     discriminator = SPADEDiscriminator(
         num_classes + 4, discriminator_channels, discriminator_layers
     )
@@ -566,7 +574,7 @@ def spade(
         num_classes,
         encoder=encoder,
         perceptual=perceptual_loss(perceptual),
-        weights=LossWeights(feature_weight, perceptual_weight, kl_weight),
+        weights=LossWeights(feature_weight, perceptual_weight, kl_weight, l1_weight),
     )
 
 
@@ -578,6 +586,7 @@ PRESETS = {
         "hidden_channels": 16,
         "style_channels": 16,
         "style_downs": 4,
+        "style_norm": "batch",
         "resolution": 128,
         "discriminator_channels": 32,
         "discriminator_layers": 2,
