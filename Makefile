@@ -2,6 +2,7 @@
 # make test   everything that must hold: notebooks, modules, tests; ends with the counts
 # make lab    JupyterLab on the course map
 # make bench  the tables of benchmarks/
+# make weights MODEL=spade DATASET=facades    train, measure and export the weights that ship under this name
 # make clean  remove the environment and caches; runs/ stays
 #
 # Each of them first creates .venv from constraints.txt, once. Another Python: make PYTHON=python3.12 demo
@@ -19,7 +20,7 @@ export PYTHONNOUSERSITE := 1
 export PIP_USER := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help environment demo test lab bench clean
+.PHONY: help environment demo test lab bench weights clean
 .DELETE_ON_ERROR:
 
 help:
@@ -49,6 +50,20 @@ lab: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+# A run that is there already is gone on with. DATA=DIR is where the data set lies; without it, it is downloaded.
+MODEL ?= pix2pix
+DATASET ?= synthetic
+DATA ?=
+RUN := runs/$(MODEL)-$(DATASET)-weights
+NAME := $(MODEL)$(if $(filter-out synthetic,$(DATASET)),-$(DATASET))
+ROOT := $(if $(DATA),--data-root $(DATA))
+weights: $(READY)
+	if [ -f $(RUN)/checkpoint.pt ]; then $(BIN)/semsynth train --resume $(RUN); else \
+	$(BIN)/semsynth train --dataset $(DATASET) --model $(MODEL) $(ROOT) --run-dir $(RUN) $(SET); fi
+	$(BIN)/semsynth evaluate $(RUN) $(ROOT) --out $(RUN)/evaluation --overwrite
+	$(BIN)/semsynth export $(RUN) -o semsynth/weights/$(NAME).safetensors \
+		--report $(RUN)/evaluation/report.json --overwrite
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -9,10 +9,10 @@ __all__ = ['ON_RESUME', 'VERBS', 'UsageError', 'Parser', 'failure', 'complaint',
            'parse_for_family', 'sample_parser', 'add_sampling_basics', 'read_resolution', 'planned_files',
            'refuse_overwriting', 'sample', 'check_same_size', 'write_png', 'evaluate_parser', 'add_measuring',
            'evaluation_data', 'judges_for', 'plan_for', 'evaluate', 'compare_parser', 'compared', 'train_split',
-           'compare', 'export_parser', 'export', 'print_table', 'show_family', 'models_parser', 'models',
-           'datasets_parser', 'datasets', 'Finding', 'check_python', 'check_packages', 'check_torch', 'check_pins',
-           'installed_version', 'check_cache', 'check_model', 'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview',
-           'run_verb', 'main']
+           'compare', 'export_parser', 'export', 'measured_facts', 'print_table', 'show_family', 'models_parser',
+           'models', 'datasets_parser', 'datasets', 'Finding', 'check_python', 'check_packages', 'check_torch',
+           'check_pins', 'installed_version', 'check_cache', 'check_model', 'doctor_parser', 'doctor', 'Verb',
+           'plainly', 'overview', 'run_verb', 'main']
 
 # %% ../nbs/92_cli.ipynb #92e0493e
 import argparse
@@ -764,25 +764,36 @@ def export_parser() -> Parser:
 
 def export(args: argparse.Namespace) -> None:
     "semsynth export."
-    from semsynth.configs import load_run, save_weights
+    from semsynth.configs import DATASETS, load_run, load_weights, save_weights
+    from semsynth.evaluation import preview
     from semsynth.labels import InputError
-    from semsynth.metrics import Report
 
     path = Path(args.out)
     if path.suffix != ".safetensors":
         raise InputError(f"--out is {path}, but takes a file that ends in .safetensors")
     refuse_overwriting([path, path.with_suffix(".md")], args.overwrite)
     weights = load_run(args.run)
-    measured = {}
-    if args.report:
-        report = Report.read(args.report)
-        measured = {"measured on": f"{report.protocol.dataset}, {report.protocol.split}"}
-        measured |= {name: str(score) for name, score in report.scores.items()}
-    model, data = weights.config.model["name"], weights.config.data["name"]
-    card = f"{model} trained on {data}, written by `semsynth export`."
-    facts = weights.facts | measured
-    save_weights(path, weights.model, weights.config, weights.label_space, card, facts)
+    data = weights.config.data["name"]
+    terms = {"trained on": f"{data}, train", "terms of the data": DATASETS[data].terms}
+    facts = terms | weights.facts | (measured_facts(args.report) if args.report else {})
+    text = f"{weights.config.model['name']} for {data}, written by `semsynth export`."
+    save_weights(path, weights.model, weights.config, weights.label_space, text, facts)
+    write_png(preview(load_weights(path)), path.with_suffix(".png"))
     print(path)
+
+
+def measured_facts(path: str) -> dict[str, str]:
+    "The numbers of a report, as facts for a card."
+    from semsynth.metrics import Report
+
+    report = Report.read(path)
+    protocol = report.protocol
+    size = " x ".join(map(str, protocol.resolution))
+    facts = {
+        "measured on": f"{protocol.dataset}, {protocol.split}, {protocol.num_images} maps, {size}",
+        "judged by": f"{protocol.segmenter}; {protocol.features}",
+    }
+    return facts | {name: str(score) for name, score in report.scores.items()}
 
 # %% ../nbs/92_cli.ipynb #1a9ed899
 def print_table(

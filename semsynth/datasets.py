@@ -53,6 +53,7 @@ class SemanticDataset(Dataset, ABC):
     name: str                # As the command line calls it
     split: str               # train, val or test
     label_space: LabelSpace  # What the ids mean
+    terms: str = "your own"  # On which the photographs may be used; weights' cards repeat them
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -114,6 +115,7 @@ class SyntheticFacades(SemanticDataset):
 
     name = "synthetic"
     label_space = FACADES
+    terms = "drawn by the course itself"
 
     def __init__(
         self,
@@ -540,6 +542,7 @@ class Cityscapes(SemanticDataset):
     "Streets in 2048 x 1024 with 19 or 35 classes and instances, in the official layout."
 
     name = "cityscapes"
+    terms = "Cityscapes (Cordts et al., CVPR 2016): registration, no redistribution"
 
     def __init__(
         self,
@@ -592,6 +595,7 @@ class CamVid(SemanticDataset):
 
     name = "camvid"
     label_space = CAMVID
+    terms = FETCH_CAMVID.terms
 
     def __init__(
         self,
@@ -718,6 +722,7 @@ class Facades(SemanticDataset):
 
     name = "facades"
     label_space = FACADES
+    terms = FETCH_FACADES.terms
 
     def __init__(
         self,

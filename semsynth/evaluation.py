@@ -6,7 +6,7 @@
 __all__ = ['FEATURES', 'Samples', 'Draw', 'BATCH_SIZE', 'VARYING', 'COSTS', 'PAGE', 'Judges', 'find_features', 'find_segmenter',
            'find_distances', 'find_judges', 'Measurements', 'drawing', 'ClassMean', 'another_look', 'Plan', 'evaluate',
            'drawn', 'singly', 'Alive', 'peak_memory', 'cost', 'protocol_of', 'plain', 'Evaluation', 'report_card',
-           'photographs', 'trivial_reports', 'table_of', 'cost_of', 'main_scores', 'cost_plot', 'same_maps',
+           'photographs', 'trivial_reports', 'table_of', 'cost_of', 'main_scores', 'cost_plot', 'same_maps', 'preview',
            'html_table', 'write_comparison', 'pipe_table', 'write_text']
 
 # %% ../nbs/91b_evaluation.ipynb #04291e40
@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .configs import Weights, sampling_options, sampling_state
+from .configs import Weights, sampling_options, sampling_state, trained_resolution
 from semsynth.datasets import (
     Resize,
     SemanticDataset,
@@ -36,7 +36,16 @@ from semsynth.datasets import (
     evaluation_batches,
     show_progress,
 )
-from .labels import Batch, Image, InputError, LabelMap, LabelSpace, onehot
+from semsynth.labels import (
+    FACADES,
+    Batch,
+    Image,
+    InputError,
+    LabelMap,
+    LabelSpace,
+    onehot,
+    resize_label_map,
+)
 from semsynth.metrics import (
     ALEXNET,
     Features,
@@ -626,6 +635,20 @@ def same_maps(
         ]
         columns[name] = torch.cat(images)
     return columns | {"photograph": torch.cat([sample.image for sample in samples])}
+
+# %% ../nbs/91b_evaluation.ipynb #d62b1d28
+def preview(weights: Weights):
+    "One image that these weights draw, always the same, as a picture to save."
+    height, width = trained_resolution(weights.config)
+    if weights.label_space.names == FACADES.names:
+        house = SyntheticFacades("test", num_images=1, resolution=128)[0]
+        maps = [ids[None] for ids in (house.label_map, house.instance_map)]
+    else:
+        stripes = torch.arange(width) * weights.label_space.num_classes // width
+        maps = [stripes.expand(1, height, width)] * 2
+    maps = [resize_label_map(ids, (height, width)) for ids in maps]
+    rng = torch.Generator().manual_seed(0)
+    return grid_image({"": weights.model.sample(*maps, rng=rng)}, headings=False)
 
 # %% ../nbs/91b_evaluation.ipynb #85cec25c
 PAGE = """<!doctype html>
