@@ -267,7 +267,7 @@ class Playground(ipywidgets.VBox):
         "The board: the label map, and beside it what has been drawn."
         drawn = {name: card.image for name, card in self.cards.items() if card.image is not None}
         columns = {"label map": self.easel.label_map[None]} | drawn
-        return show_comparison(columns, self.easel.painting.space)
+        return show_comparison(columns, self.easel.painting.space, quality=60)
 
     def board_png(self) -> bytes:
         "The board as the content of a PNG file."
@@ -363,7 +363,8 @@ class StyleMixer(ipywidgets.VBox):
     def picture(self) -> Picture:
         "Five places on the way."
         places = {"first": 0.0, "0.25": 0.25, "0.5": 0.5, "0.75": 0.75, "second": 1.0}
-        return show_comparison({name: self.image(place) for name, place in places.items()})
+        images = {name: self.image(place) for name, place in places.items()}
+        return show_comparison(images, quality=60)
 
     def close(self) -> None:
         "Nobody is called any more."

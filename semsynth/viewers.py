@@ -9,6 +9,7 @@ __all__ = ['COMPARE_JS', 'COMPARE_STYLE', 'EXPLORE_JS', 'EXPLORE_STYLE', 'addres
 # %% ../nbs/05d_viewers.ipynb #5d000005
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import anywidget
@@ -278,7 +279,7 @@ class SampleBrowser(ipywidgets.VBox):
     def show(self) -> None:
         "Draws the page; what goes wrong is a sentence below it."
         found = indices_with(self.dataset, self.filter.value, self.starts[-1])
-        self.indices = [index for index, _ in zip(found, range(self.rows), strict=False)]
+        self.indices = list(islice(found, self.rows))
         self.earlier.disabled = len(self.starts) == 1
         self.later.disabled = len(self.indices) < self.rows
         self.status.value = ""
@@ -304,7 +305,7 @@ class SampleBrowser(ipywidgets.VBox):
 
     def picture(self) -> Picture:
         "The page as it is now."
-        return show_comparison(self.columns(), self.dataset.label_space)
+        return show_comparison(self.columns(), self.dataset.label_space, quality=60)
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict, dict]:
         return with_still(self.picture(), super()._repr_mimebundle_(**options))
