@@ -588,7 +588,7 @@ function render({ model, el }) {
                         picture.canvas, canvas);
   const root = element("div", { class: "semsynth semsynth-painter" },
     tools, element("div", { class: "middle" }, easel, list),
-    element("div", { class: "options" }, ...boxes.map(([box]) => box), where), files(model, hand),
+    where, element("div", { class: "options" }, ...boxes.map(([box]) => box)), files(model, hand),
     status, element("details", {}, element("summary", {}, "Keys"), element("p", {}, KEYS)));
   el.append(root);
 
@@ -665,7 +665,7 @@ PAINTER_STYLE = FRAME_STYLE + """
 .semsynth-painter kbd { font: 11px var(--jp-code-font-family, monospace); opacity: 0.5;
   background: none; border: 0; padding: 0; }
 .semsynth-painter .options { display: flex; flex-wrap: wrap; gap: 4px 14px; }
-.semsynth-painter .where { margin-left: auto; opacity: 0.7; font-variant-numeric: tabular-nums; }
+.semsynth-painter .where { min-height: 18px; margin: -4px 0; opacity: 0.7; }
 .semsynth-painter .status:not(:empty) { border-left: 3px solid #d55e00; padding: 4px 8px;
   background: var(--soft); }
 .semsynth-painter details p { margin: 4px 0 0; }

@@ -111,7 +111,7 @@ class CompareSlider(anywidget.AnyWidget):
 
     def picture(self) -> Picture:
         "Both, side by side."
-        return show_comparison(self.images)
+        return show_comparison(self.images, quality=60)
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict, dict]:
         return with_still(self.picture(), *super()._repr_mimebundle_(**options))
@@ -214,7 +214,7 @@ class DenoisingExplorer(anywidget.AnyWidget):
 
     def picture(self) -> Picture:
         "Up to six of the steps, evenly spaced."
-        return show_comparison(self.strip)
+        return show_comparison(self.strip, quality=60)
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict, dict]:
         return with_still(self.picture(), *super()._repr_mimebundle_(**options))
