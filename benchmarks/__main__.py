@@ -1,19 +1,21 @@
 """Prints tables of what this machine needs, with what it is:
 
     python -m benchmarks                    imports, reading, steps
+    python -m benchmarks playground         from a stroke to an image; frames a second in a browser
     python -m benchmarks lessons            seconds of every notebook in test mode
     python -m benchmarks reading_time       seconds of every notebook as a reader runs it (long)
 """
 import sys
 from collections.abc import Callable
 
-from . import imports, lessons, reading, steps
+from . import imports, lessons, playground, reading, steps
 from .rows import Row, circumstances, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "imports": imports.measure,
     "reading": reading.measure,
     "steps": steps.measure,
+    "playground": playground.measure,
     "lessons": lambda: lessons.measure(in_test=True),
     "reading_time": lambda: lessons.measure(in_test=False),
 }
