@@ -303,7 +303,7 @@ def perceptual_loss(
 
 # %% ../nbs/12_pix2pixhd.ipynb #4a39681b
 class GlobalGenerator(ResNetGenerator):
-    "The coarse network: four halvings, nine residual blocks, four doublings (Wang et al., § 3.1)."
+    "The coarse network: four halvings, nine residual blocks, four doublings (Wang et al., § 3.2)."
 
     def __init__(
         self,
@@ -338,7 +338,7 @@ def normed(convolution: nn.Module, norm: nn.Module) -> nn.Sequential:
 
 
 class LocalEnhancer(nn.Module):
-    "Reads twice the resolution, and adds what a coarser generator knows (Wang et al., § 3.1)."
+    "Reads twice the resolution, and adds what a coarser generator knows (Wang et al., § 3.2)."
 
     def __init__(
         self,
@@ -554,6 +554,7 @@ class Pix2PixHD(Synthesizer):
         perceptual: PerceptualLoss | None = None,  # Compares with the photo; None: nothing does
         feature_weight: float = 10.0,             # Of the feature matching; 0: off
         perceptual_weight: float = 10.0,          # Of the perceptual loss
+        l1_weight: float = 0.0,                   # Of pix2pix's L1 term; the paper has none
         fix_global: int = 0,                      # Steps in which the coarse part does not learn
     ):
         super().__init__()
@@ -565,7 +566,7 @@ class Pix2PixHD(Synthesizer):
         self.num_classes, self.perceptual = num_classes, perceptual
         self.adversarial_loss: AdversarialLoss = ADVERSARIAL_LOSSES["least_squares"]
         self.feature_weight, self.perceptual_weight = feature_weight, perceptual_weight
-        self.fix_global = fix_global
+        self.l1_weight, self.fix_global = l1_weight, fix_global
 
     def condition(self, label_map: LabelMap, instance_map: InstanceMap | None) -> Semantics:
         "What both networks read of the labels, if the generator can halve it so often."
@@ -596,6 +597,8 @@ class Pix2PixHD(Synthesizer):
             terms["features"] = self.feature_weight * matching
         if self.perceptual:
             terms["perceptual"] = self.perceptual_weight * self.perceptual(fake, batch.image)
+        if self.l1_weight:
+            terms["l1"] = self.l1_weight * F.l1_loss(fake, batch.image)
         # The generator first, as published: what the judges saw of the photo serves both.
         yield "generator", terms
 
@@ -618,7 +621,7 @@ class Pix2PixHD(Synthesizer):
             if style_image is not None:
                 raise InputError(
                     "style_image has no use: this model has no encoder, so it draws one look per "
-                    "label map; build and train it with encoder=true"
+                    "label map; build and train it with encoder_channels=16"
                 )
             return self.paint(condition)
         instances = label_map if instance_map is None else instance_map
@@ -656,7 +659,8 @@ def pix2pixhd(
     perceptual: Literal["vgg19", "vgg16", "synthetic", "facades", "none"] = "vgg19",
     feature_weight: float = 10.0,   # Of the feature matching; 0: off
     perceptual_weight: float = 10.0,  # Of the perceptual loss
-    encoder: bool = False,          # Whether each instance has a style
+    l1_weight: float = 0.0,         # Of pix2pix's L1 term; the paper has none
+    encoder_channels: int = 0,      # Of the encoder of styles, published: 16; 0: no styles
 ) -> Pix2PixHD:
     "A coarse generator, its enhancers and their judges, initialised as published."
     doubling = choose(UPSAMPLINGS, upsample, "upsample")
@@ -665,9 +669,9 @@ def pix2pixhd(
             f"fix_global is {fix_global}, but without local enhancers nothing else would learn"
         )
     in_channels = num_classes + 1
-    styles = initialise(InstanceEncoder()) if encoder else None
+    encoder = initialise(InstanceEncoder(3, encoder_channels)) if encoder_channels else None
     generator = GlobalGenerator(
-        in_channels + 3 * encoder,
+        in_channels + (3 if encoder else 0),
         channels * 2**num_enhancers,
         num_blocks,
         num_downs=num_downs,
@@ -682,10 +686,11 @@ def pix2pixhd(
         initialise(generator),
         initialise(discriminator),
         num_classes,
-        encoder=styles,
+        encoder=encoder,
         perceptual=perceptual_loss(perceptual),
         feature_weight=feature_weight,
         perceptual_weight=perceptual_weight,
+        l1_weight=l1_weight,
         fix_global=fix_global,
     )
 
@@ -693,12 +698,14 @@ def pix2pixhd(
 PRESETS = {
     "paper": {},
     "mini": {
-        "channels": 16,
-        "num_downs": 3,
+        "channels": 24,
+        "num_downs": 2,
         "num_blocks": 4,
         "upsample": "nearest",
-        "discriminator_channels": 32,
+        "discriminator_channels": 16,
         "perceptual": "none",
+        "l1_weight": 10.0,
+        "encoder_channels": 8,
     },
 }
 

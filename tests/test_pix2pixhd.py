@@ -37,13 +37,16 @@ from semsynth.synthesizer import training_loop
 from semsynth.training import SynthesisData, TrainOptions, fit, make_optimizers
 
 DATASET = Blocks(num_images=8, resolution=64)
-SMALL = PRESETS["mini"] | {"channels": 4, "discriminator_channels": 4, "num_blocks": 1}
+SMALL = PRESETS["mini"] | {
+    "channels": 4, "num_downs": 3, "num_blocks": 1, "discriminator_channels": 4,
+    "l1_weight": 0.0, "encoder_channels": 0,
+}
 VARIANTS = {
-    "encoder": {"encoder": True},
+    "encoder": {"encoder_channels": 4},
     "enhancer": {"num_enhancers": 1, "num_downs": 2},
     "two enhancers": {"num_enhancers": 2, "num_downs": 2},
     "fixed": {"num_enhancers": 1, "num_downs": 2, "fix_global": 3},
-    "everything": {"num_enhancers": 1, "num_downs": 2, "fix_global": 2, "encoder": True},
+    "everything": {"num_enhancers": 1, "num_downs": 2, "fix_global": 2, "encoder_channels": 4},
 }
 
 
@@ -163,7 +166,7 @@ def test_nothing_to_fix_is_a_sentence():
 
 
 @pytest.mark.parametrize(("variant", "multiple"), [
-    ({}, 8), ({"encoder": True}, 16), (VARIANTS["two enhancers"], 16),
+    ({}, 8), ({"encoder_channels": 4}, 16), (VARIANTS["two enhancers"], 16),
 ])
 def test_sides_that_do_not_fit_are_a_sentence(variant: dict, multiple: int):
     model = build(**variant).eval()
@@ -222,6 +225,15 @@ def test_scales_are_summed_and_the_discriminator_halved(batch):
     by_hand = sum(0.5 * ((r - 1).square().mean() + f.square().mean()) for r, f in pairs)
     assert name == "discriminator"
     assert terms["adversarial"].item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_l1_is_added_where_it_is_asked_for(batch):
+    terms = [next(build(l1_weight=weight).train().training_losses(batch, 0))[1]
+             for weight in (0.0, 2.0)]
+    fake = build().paint(build().condition(batch.label_map, batch.instance_map))
+    assert "l1" not in terms[0]
+    by_hand = 2 * (fake - batch.image).abs().mean().item()
+    assert terms[1]["l1"].item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_a_perceptual_loss_is_no_part_of_the_model(batch):
@@ -479,13 +491,13 @@ def test_styles_are_drawn_per_instance_from_the_right_class():
 # --- the family with styles
 
 def trained(seed: int = 0, **changes) -> Pix2PixHD:
-    model = build(seed, encoder=True, **changes)
+    model = build(seed, encoder_channels=4, **changes)
     steps(model, 2)
     return model.eval()
 
 
 def test_the_encoder_learns_with_the_generator(batch):
-    model = build(encoder=True)
+    model = build(encoder_channels=4)
     before = copy.deepcopy(model.generator.encoder.state_dict())
     steps(model, 1)
     assert any(
@@ -518,11 +530,11 @@ def test_a_photo_gives_its_style(batch):
 def test_without_an_encoder_a_style_is_a_sentence(batch):
     with pytest.raises(InputError) as caught:
         build().eval().sample(batch.label_map, style_image=batch.image)
-    assert_sentence(caught.value, "no encoder", "encoder=true")
+    assert_sentence(caught.value, "no encoder", "encoder_channels=16")
 
 
 def test_styles_are_saved_with_the_weights(batch):
-    model, other = trained(), build(5, encoder=True).eval()
+    model, other = trained(), build(5, encoder_channels=4).eval()
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
@@ -612,7 +624,7 @@ def test_encoder_and_generator_share_the_published_layout():
 
 
 def test_saved_tensors_hold_no_judge(tmp_path, batch):
-    model = build(encoder=True)
+    model = build(encoder_channels=4)
     model.perceptual = stand_in()
     steps(model, 1)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
