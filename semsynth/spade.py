@@ -90,7 +90,7 @@ def resized(semantics: Layout, like: Features) -> Semantics:
 
 # %% ../nbs/13_spade.ipynb #6e0213f4
 class SPADENorm(nn.Module):
-    "Normalises, then scales and shifts each pixel as the map around it says (Eq. 1-3)."
+    "Normalises; scales and shifts each pixel as the map around it says (Park et al. 2019, Eq. 1)."
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class SPADENorm(nn.Module):
 
 # %% ../nbs/13_spade.ipynb #e3914a52
 class CLADENorm(nn.Module):
-    "One gamma and one beta for each class, wherever it stands (Tan et al. 2021, Eq. 4)."
+    "One gamma and one beta for each class, wherever it stands (Tan et al. 2021)."
 
     def __init__(
         self,
@@ -402,7 +402,7 @@ class SPADE(Synthesizer):
 
     def __init__(
         self,
-        generator: SPADEGenerator,
+        generator: nn.Module,      # (semantics, z) -> image, with `style_channels`
         discriminator: nn.Module,  # With `features`: for each scale a list that ends in the logits
         num_classes: int,
         *,
