@@ -704,7 +704,7 @@ PRESETS = {
         "upsample": "nearest",
         "discriminator_channels": 16,
         "perceptual": "none",
-        "l1_weight": 10.0,
+        "l1_weight": 25.0,
         "encoder_channels": 8,
     },
 }
