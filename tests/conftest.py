@@ -79,3 +79,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def same_seed() -> None:
     "Layers are initialised from torch's global source: every test starts it at the same place."
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    "Tests in the browser share one server, so one process runs them; the others go where room is."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "browser" if "test_browser.py" in nodeid else nodeid
+
+    return Scheduling(config, log)

@@ -172,7 +172,7 @@ def pytest(deadline: float, *arguments: str, in_test: bool = False) -> Counts:
     "Runs pytest on two workers and counts by its own report."
     with tempfile.TemporaryDirectory() as place:
         report = Path(place, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-q", "-n", str(WORKERS), "--dist=loadgroup",
+        command = [sys.executable, "-m", "pytest", "-q", "-n", str(WORKERS),
                    f"--junitxml={report}", *arguments]
         ended = run(command, deadline, show=True, in_test=in_test)
         if ended.code not in (0, 1) or not report.exists():
