@@ -2,13 +2,14 @@
 
     python -m benchmarks                    imports, reading, steps
     python -m benchmarks playground         from a stroke to an image; frames a second in a browser
+    python -m benchmarks spade              a SPADE step at 256 px, a block beside MONAI
     python -m benchmarks lessons            seconds of every notebook in test mode
     python -m benchmarks reading_time       seconds of every notebook as a reader runs it (long)
 """
 import sys
 from collections.abc import Callable
 
-from . import imports, lessons, playground, reading, steps
+from . import imports, lessons, playground, reading, spade, steps
 from .rows import Row, circumstances, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
@@ -16,6 +17,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "reading": reading.measure,
     "steps": steps.measure,
     "playground": playground.measure,
+    "spade": spade.measure,
     "lessons": lambda: lessons.measure(in_test=True),
     "reading_time": lambda: lessons.measure(in_test=False),
 }
