@@ -9,10 +9,10 @@ __all__ = ['ON_RESUME', 'VERBS', 'UsageError', 'Parser', 'failure', 'complaint',
            'parse_for_family', 'sample_parser', 'add_sampling_basics', 'read_resolution', 'planned_files',
            'refuse_overwriting', 'sample', 'check_same_size', 'write_png', 'evaluate_parser', 'add_measuring',
            'evaluation_data', 'judges_for', 'plan_for', 'evaluate', 'compare_parser', 'compared', 'train_split',
-           'compare', 'export_parser', 'export', 'measured_facts', 'print_table', 'show_family', 'models_parser',
-           'models', 'datasets_parser', 'datasets', 'Finding', 'check_python', 'check_packages', 'check_torch',
-           'check_pins', 'installed_version', 'check_cache', 'check_model', 'doctor_parser', 'doctor', 'Verb',
-           'plainly', 'overview', 'run_verb', 'main']
+           'compare', 'export_parser', 'export', 'measured_facts', 'paint_parser', 'paint', 'print_table',
+           'show_family', 'models_parser', 'models', 'datasets_parser', 'datasets', 'Finding', 'check_python',
+           'check_packages', 'check_torch', 'check_pins', 'installed_version', 'check_cache', 'check_model',
+           'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview', 'run_verb', 'main']
 
 # %% ../nbs/92_cli.ipynb #92e0493e
 import argparse
@@ -795,6 +795,21 @@ def measured_facts(path: str) -> dict[str, str]:
     }
     return facts | {name: str(score) for name, score in report.scores.items()}
 
+# %% ../nbs/92_cli.ipynb #68993057
+def paint_parser() -> Parser:
+    "The options of `semsynth paint`."
+    from semsynth.paint import add_paint_options
+
+    description = "Paint label maps in JupyterLab; every model answers."
+    return add_paint_options(Parser(prog="semsynth paint", description=description))
+
+
+def paint(args: argparse.Namespace) -> int | None:
+    "semsynth paint."
+    from semsynth.paint import paint as open_playground
+
+    return open_playground(args)
+
 # %% ../nbs/92_cli.ipynb #1a9ed899
 def print_table(
     heads: Sequence[str],           # One a column
@@ -1053,6 +1068,7 @@ VERBS = {
     ),
     "compare": Verb("several models in one table", plainly(compare_parser), compare),
     "export": Verb("a run's networks as one file with a card", plainly(export_parser), export),
+    "paint": Verb("paint label maps, every model answers", plainly(paint_parser), paint),
     "models": Verb("the families, their presets and settings", plainly(models_parser), models),
     "datasets": Verb("the datasets, and what each needs", plainly(datasets_parser), datasets),
     "doctor": Verb("what works on this machine", plainly(doctor_parser), doctor),
