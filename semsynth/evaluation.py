@@ -20,7 +20,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -70,7 +69,7 @@ from semsynth.metrics import (
     squeezenet_features,
     vgg_features,
 )
-from .plots import GalleryRow, figure_picture, grid_image, quiet_style
+from .plots import GalleryRow, Picture, grid_image, show_points
 from semsynth.segmenter import (
     feature_distance,
     load_segmenter,
@@ -321,7 +320,8 @@ def evaluate(
     "Draws and measures; yields one row an image, as soon as its batch has been judged."
     count = len(dataset) if plan.num_images is None else plan.num_images
     batches = evaluation_batches(dataset, Resize(plan.resolution), batch_size=BATCH_SIZE)
-    for first, batch in zip(range(0, count, BATCH_SIZE), batches, strict=False):
+    for number, batch in enumerate(islice(batches, -(-count // BATCH_SIZE))):
+        first = number * BATCH_SIZE
         batch = Batch(*(part[: count - first] for part in batch))
         indices = torch.arange(first, first + len(batch.image))
         samples = drawn(draw, batch, indices + plan.seed, plan.num_samples, len(dataset))
@@ -595,25 +595,15 @@ def cost_plot(
     reports: Sequence[Report],
     quality: str = "mIoU",
     price: str = "ms an image",
-):
-    "Quality against cost, one point a model; dashed: real photographs."
-    with quiet_style():
-        figure, axes = plt.subplots(figsize=(6, 3.6))
-    for report in reports:
-        if quality not in report.scores:
-            continue
-        value = report.scores[quality].value
-        if price in report.cost:
-            axes.plot(report.cost[price], value, "o", color="#0072b2")
-            place = (report.cost[price], value)
-            axes.annotate(report.model, place, xytext=(5, 4), textcoords="offset points")
-        else:
-            axes.axhline(value, ls="--", lw=0.8, color="#999999")
-            axes.text(1, value, report.model, transform=axes.get_yaxis_transform(), ha="right",
-                      va="bottom", fontsize=8, color="#666666")
-    axes.set(xscale="log", xlabel=price, ylabel=quality)
-    axes.margins(x=0.25)
-    return figure_picture(figure, f"{quality} against {price}, one point for each model.")
+) -> Picture:
+    "Quality against cost, one point a model; dashed: what is no model."
+    known = [report for report in reports if quality in report.scores]
+    points = {
+        report.model: (report.cost[price], report.scores[quality].value)
+        for report in known if price in report.cost
+    }
+    lines = {r.model: r.scores[quality].value for r in known if price not in r.cost}
+    return show_points(points, lines, across=price, up=quality)
 
 # %% ../nbs/91b_evaluation.ipynb #83c34b10
 def same_maps(

@@ -7,8 +7,8 @@ __all__ = ['INK', 'PAPER', 'FAINT', 'LINE_COLOURS', 'GALLERY_PAGE', 'GALLERY_STY
            'figure_picture', 'quiet_style', 'describe_label_map', 'share', 'font', 'to_pillow', 'enlarge',
            'legend_image', 'show_legend', 'show_label_map', 'side_by_side', 'grid_image', 'column_pixels',
            'draw_headings', 'show_grid', 'show_comparison', 'smooth', 'show_curves', 'draw_curve', 'describe_curves',
-           'GalleryRow', 'write_gallery', 'gallery_row', 'gallery_page', 'gallery_table_row', 'gallery_facts',
-           'gallery_legend']
+           'show_points', 'GalleryRow', 'write_gallery', 'gallery_row', 'gallery_page', 'gallery_table_row',
+           'gallery_facts', 'gallery_legend']
 
 # %% ../nbs/02_plots.ipynb #b6bd0b10
 import base64
@@ -368,6 +368,31 @@ def describe_curves(history, names: Sequence[str], smoothing: int | float = 0.9)
         ends = f"from {curve[0]:.3g} to {curve[-1]:.3g}" if curve else "without values"
         told.append(f"{name} {ends}")
     return f"Curves over {count(len(history), 'step')}: {', '.join(told)}."
+
+# %% ../nbs/02_plots.ipynb #0f770c4e
+def show_points(
+    points: Mapping[str, tuple[float, float]],  # Name to horizontal and vertical value
+    lines: Mapping[str, float],                 # Name to vertical value
+    *,
+    across: str,                                # What the horizontal axis shows, on a log scale
+    up: str,                                    # What the vertical axis shows
+) -> Picture:
+    "Named points, and dashed lines for what has no horizontal value."
+    from matplotlib import pyplot
+
+    with quiet_style():
+        figure, axes = pyplot.subplots(figsize=(6.5, 3.6))
+        for name, place in points.items():
+            axes.plot(*place, "o", color="#0072b2")
+            axes.annotate(name, place, xytext=(6, 4), textcoords="offset points", fontsize=9)
+        for name, height in lines.items():
+            axes.axhline(height, ls="--", lw=0.8, color="#999999")
+            at = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+            axes.text(0.99, height, name, fontsize=8, color="#666666", **at)
+        axes.set(xscale="log", xlabel=across, ylabel=up)
+        axes.margins(x=0.3, y=0.15)
+        told = ", ".join(f"{name} at {x:.3g} and {y:.3g}" for name, (x, y) in points.items())
+        return figure_picture(figure, f"{up} against {across}: {told}.")
 
 # %% ../nbs/02_plots.ipynb #6ca0ef57
 class GalleryRow(NamedTuple):
