@@ -1,4 +1,4 @@
-"Evaluation: batches and processes change nothing, judges are fair, shipped weights draw what they drew."
+"Evaluation: nothing depends on batches, judges are fair, weights draw what they drew."
 import numpy as np
 import PIL.Image
 import pytest

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['START', 'WASHED', 'PARAMETERS', 'MODULATE', 'SINGULAR', 'KL', 'EDGES', 'COLLAPSE', 'EXERCISES', 'modulate',
-           'some_features', 'per_image', 'without_one', 'largest_singular_value', 'some_weight', 'kl', 'kl_of_batch',
-           'some_posterior', 'collapse']
+           'some_features', 'per_image', 'without_one', 'largest_singular_value', 'some_weight', 'frobenius', 'kl',
+           'kl_of_batch', 'some_posterior', 'collapse']
 
 # %% ../../nbs/solutions/spade.ipynb #f77c0155
 import math
@@ -118,11 +118,19 @@ def some_weight(rounds: int) -> tuple[Tensor, Tensor, int]:
     return torch.randn(4, 3, 3, 3, generator=rng), torch.randn(4, generator=rng), rounds
 
 
+def frobenius(weight: Tensor, u: Tensor, rounds: int) -> float:
+    "Another norm of the same matrix."
+    return float(weight.flatten(1).norm())
+
+
 SINGULAR = Exercise(
     question="Write largest_singular_value(weight, u, rounds).",
     level="build",
     expected=largest_singular_value,
     cases=(some_weight(1), some_weight(50)),
+    mistakes=(
+        Mistake(frobenius, "That is the root of the sum of all squares, never smaller than this."),
+    ),
     remark="One round a training step is enough, because weights move little between two steps.",
 )
 
