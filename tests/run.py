@@ -184,7 +184,7 @@ def pytest(deadline: float, *arguments: str, in_test: bool = False) -> Counts:
     return Counts(found["tests"] - failed - found["skipped"], failed, found["skipped"])
 
 
-# On two quiet cores the whole takes about fifteen minutes; the limits leave room for a busy machine.
+# On two quiet cores the whole takes about fifteen minutes; the limits are for a busy machine.
 STEPS: dict[str, tuple[Callable[[float], Counts], float]] = {
     "style": (style, 60),
     "modules": (modules, 120),
