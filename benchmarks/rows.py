@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from semsynth.metrics import processor
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,16 +32,6 @@ def best_of(rounds: int, *actions: Callable[[], object]) -> list[float]:
             action()
             fastest[index] = min(fastest[index], time.perf_counter() - start)
     return fastest
-
-
-def processor() -> str:
-    "The processor's own name, where the system tells it."
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def commit() -> str:
