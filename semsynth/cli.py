@@ -286,6 +286,8 @@ def train(args: argparse.Namespace) -> int:
     dataset = configs.build_dataset(config)
     torch.manual_seed(options.seed)
     model = configs.build_model(config, dataset.label_space.num_classes)
+    if options.start_from and not resume:
+        configs.start_from(model, options.start_from)
     examples, names = example_pairs(config)
     if not resume:
         rehearse(model, examples)

@@ -9,7 +9,7 @@ __all__ = ['MODELS', 'DATASETS', 'CHOICES', 'CONFIGS', 'WEIGHTS', 'LISTS', 'Fami
            'shipped_configs', 'find_config', 'resolved', 'build_dataset', 'build_augment', 'build_resize',
            'trained_resolution', 'build_model', 'Weights', 'label_space_to_json', 'label_space_from_json', 'run_record',
            'read_record', 'sampling_state', 'save_weights', 'write_card', 'load_weights', 'filled', 'read_torch_file',
-           'shipped_weights', 'load', 'read_run', 'making', 'load_run', 'load_source', 'sampling_method',
+           'shipped_weights', 'load', 'read_run', 'making', 'load_run', 'load_source', 'start_from', 'sampling_method',
            'sampling_options']
 
 # %% ../nbs/91_configs.ipynb #06da5c6a
@@ -622,6 +622,10 @@ def save_weights(
     facts = {key: str(value) for key, value in facts.items()}
     # Where the files lay on one machine is nobody else's business.
     config = replace(config, data={k: v for k, v in config.data.items() if k != "root"})
+    if config.train.get("start_from"):
+        config = replace(
+            config, train=config.train | {"start_from": Path(config.train["start_from"]).name}
+        )
     description = run_record(config, label_space, facts) | {"version": version("semsynth")}
     state = {key: _halved(value.cpu()) for key, value in sampling_state(model).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -775,11 +779,12 @@ def load_run(
     "The model as a run left it: the averaged weights where it keeps them."
     config, label_space, state = read_run(folder)
     model = build_model(config, label_space.num_classes)
-    tensors = {
-        key: (state["model"] | state["ema"])[key]
-        for key in sampling_state(model).keys() & state["model"].keys()
-    }
-    return Weights(filled(model, tensors, folder), config, label_space, state["facts"])
+    tensors = state["model"] | state["ema"]
+    kept = {key: tensors[key] for key in sampling_state(model).keys() & tensors.keys()}
+    filled(model, kept, folder)
+    judges = {key: tensors[key] for key in model.state_dict().keys() & tensors.keys() - kept.keys()}
+    model.load_state_dict(model.state_dict() | judges)
+    return Weights(model, config, label_space, state["facts"])
 
 # %% ../nbs/91_configs.ipynb #c7d0a870
 def load_source(
@@ -799,6 +804,23 @@ def load_source(
     raise InputError(
         f"there is no {source}: give a run folder, a .safetensors file, or {_shipped_names()}"
     )
+
+# %% ../nbs/91_configs.ipynb #d4b0acec
+def start_from(
+    model: Synthesizer,  # With fresh weights
+    source: str | Path,  # What `load_source` takes; only a run folder still has its discriminator
+) -> None:
+    "Hands a trained model's tensors over to one that is about to be trained."
+    given, own = model.handed_over(load_source(source).model), model.state_dict()
+    wrong = [key for key, value in given.items()
+             if key not in own or own[key].shape != value.shape]
+    if wrong:
+        raise InputError(
+            f"train.start_from: {source} does not fit the model: {len(wrong)} of its tensors have "
+            f"no place there or another shape, the first is {wrong[0]}; give a model of the same "
+            "family, classes and sizes"
+        )
+    model.load_state_dict(own | given)
 
 # %% ../nbs/91_configs.ipynb #876d4602
 def sampling_method(config: Config) -> Callable:

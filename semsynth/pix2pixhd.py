@@ -6,10 +6,10 @@
 __all__ = ['Hidden', 'Styles', 'Picture', 'TAP_WEIGHTS', 'CAFFE_MEAN', 'VGG19', 'VGGS', 'PERCEPTUAL', 'Vectors', 'PRESETS',
            'half_size', 'PaddedPatchGAN', 'MultiscaleDiscriminator', 'feature_matching', 'as_constants',
            'PerceptualLoss', 'vgg_stages', 'CaffeInput', 'caffe_stages', 'read_vgg', 'read_segmenter',
-           'perceptual_loss', 'GlobalGenerator', 'normed', 'LocalEnhancer', 'regions', 'instance_mean',
-           'InstanceEncoder', 'kmeans', 'StyleMemory', 'StyledGenerator', 'Pix2PixHD', 'check_sides', 'pix2pixhd',
-           'fold_biases', 'sized', 'official_global', 'official_encoder', 'official_enhancer_layers', 'official_local',
-           'official_multiscale_layers', 'official_multiscale']
+           'perceptual_loss', 'GlobalGenerator', 'normed', 'LocalEnhancer', 'depth', 'coarse_part', 'regions',
+           'instance_mean', 'InstanceEncoder', 'kmeans', 'StyleMemory', 'StyledGenerator', 'Pix2PixHD', 'check_sides',
+           'pix2pixhd', 'fold_biases', 'sized', 'official_global', 'official_encoder', 'official_enhancer_layers',
+           'official_local', 'official_multiscale_layers', 'official_multiscale']
 
 # %% ../nbs/12_pix2pixhd.ipynb #aeb5841e
 import copy
@@ -60,7 +60,7 @@ from semsynth.labels import (
 )
 from .metrics import VGG16, fetch_weights, read_weights
 from .segmenter import load_segmenter
-from .synthesizer import Losses, Synthesizer, frozen
+from .synthesizer import Losses, Synthesizer, Trainable, frozen
 
 # %% ../nbs/12_pix2pixhd.ipynb #e7b1fff7
 Hidden = Float[Tensor, "batch hidden_channels height width"]  # what a network thinks of its input
@@ -378,6 +378,27 @@ class LocalEnhancer(nn.Module):
         "From a published checkpoint with any number of enhancers."
         return official_local(state_dict)
 
+# %% ../nbs/12_pix2pixhd.ipynb #5b051333
+def depth(network: nn.Module) -> int:
+    "How many enhancers are wrapped around the coarsest generator in it."
+    return max(name.count("coarse.") for name in network.state_dict())
+
+
+def coarse_part(
+    state_dict: Mapping[str, Tensor],  # Of a trained model
+    place: str,                        # Where its generator stands in it, such as "generator."
+    wrappings: int,                    # Enhancers more than it has
+) -> dict[str, Tensor]:
+    "The same tensors under the names that they have inside those enhancers."
+    moved = {}
+    for name, value in state_dict.items():
+        inner = name.removeprefix(place)
+        if inner == name or wrappings <= 0:
+            moved[name] = value
+        elif not inner.startswith("head."):
+            moved[place + "coarse." * wrappings + inner] = value
+    return moved
+
 # %% ../nbs/12_pix2pixhd.ipynb #7ff078f2
 def regions(
     *maps: Int64[Tensor, "batch height width"],  # Label maps, instance maps
@@ -605,6 +626,11 @@ class Pix2PixHD(Synthesizer):
         verdicts = zip(real_features, self.judge(condition, fake.detach()), strict=True)
         losses = [self.adversarial_loss.discriminator(r[-1], f[-1]) for r, f in verdicts]
         yield "discriminator", {"adversarial": 0.5 * sum(losses)}
+
+    def handed_over(self, trained: Trainable) -> dict[str, Tensor]:
+        "The generator of a model with fewer enhancers becomes the coarse part, without its head."
+        place = "generator.painter." if self.styled else "generator."
+        return coarse_part(trained.state_dict(), place, depth(self) - depth(trained))
 
     @torch.no_grad()
     def sample(

@@ -46,6 +46,10 @@ class Trainable(nn.Module, ABC):
         self.training = mode
         return self
 
+    def handed_over(self, trained: "Trainable") -> dict[str, Tensor]:
+        "What a new training takes over from a trained model, by this model's names: everything."
+        return trained.state_dict()
+
 # %% ../nbs/03_synthesizer.ipynb #43a20bb5
 def training_loop(
     model: Trainable,                     # Yields its losses

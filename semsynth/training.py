@@ -68,6 +68,7 @@ class TrainOptions:
     num_steps: int = 20_000      # Batches to train on
     batch_size: int = 4          # Images in a batch, over all devices together
     seed: int = 0                # Decides batches and noise; weights are drawn before
+    start_from: str = ""         # A run or weights to begin with; empty: fresh weights
     lr_schedule: str = "linear"  # From `decay_start` on: constant, linear or cosine, down to 0
     decay_start: float | int = 0.5  # Part of the steps with the full learning rate
     warmup_steps: int = 0        # Steps in which the learning rate rises from 0

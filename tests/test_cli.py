@@ -193,6 +193,19 @@ def unknown_preset(world, folder):
 
 
 @bad
+def nothing_to_start_from(world, folder):
+    return training(world, folder, "train.start_from=nowhere", says=("nowhere", "a run folder"))
+
+
+@bad
+def another_size_to_start_from(world, folder):
+    return training(
+        world, folder, "model.channels=8", f"train.start_from={world.run}",
+        says=("start_from", "no place there or another shape", "same family"),
+    )
+
+
+@bad
 def unknown_key(world, folder):
     return training(
         world, folder, "train.num_stesp=3", says=("num_stesp", "did you mean num_steps")
@@ -936,6 +949,22 @@ def test_overwrite_replaces(world: World, tmp_path: Path):
     words = ["sample", str(world.weights), str(world.label), "-o", str(tmp_path), "--gpus=0"]
     assert main(words) == 2 and main([*words, "--overwrite"]) == 0
     assert Image.open(tmp_path / "0.png").size == (32, 32)
+
+
+def test_a_training_can_start_from_another(world: World, tmp_path: Path):
+    "Without a step to speak of, the new run holds what the old one learnt, judges included."
+    run = tmp_path / "second"
+    still = ["train.num_steps=1", "optim.generator.lr=0.0", "optim.discriminator.lr=0.0"]
+    start = f"train.start_from={world.run}"
+    assert train(world.pairs, f"--run-dir={run}", start, *still) == 0
+    before, after = load_run(world.run), load_run(run)
+    learnt = {name for name, _ in before.model.named_parameters()}
+    assert any(name.startswith("discriminator.") for name in learnt)
+    state = after.model.state_dict()
+    assert all(torch.equal(state[name], before.model.state_dict()[name]) for name in learnt)
+    card = save_weights(tmp_path / "second.safetensors", *after[:3]).with_suffix(".md").read_text()
+    assert "start_from: run" in card and str(world.folder) not in card
+    assert train(world.pairs, f"--run-dir={tmp_path / 'third'}", "train.start_from=nowhere") == 2
 
 
 def test_another_size_than_trained(world: World, tmp_path: Path):

@@ -146,6 +146,40 @@ def test_the_hand_over_copies():
     assert not [name for name in fine.state_dict() if name.startswith("coarse.head")]
 
 
+@pytest.mark.parametrize("encoder_channels", [0, 4])
+def test_a_second_training_begins_with_the_first(encoder_channels: int):
+    "Coarse alone, one enhancer, two: each begins with all that the one before has learnt."
+    sizes = {"encoder_channels": encoder_channels, "num_downs": 2, "channels": 16}
+    place = "generator.painter." if encoder_channels else "generator."
+    before = build(seed=0, **sizes)
+    for number in (1, 2):
+        sizes |= {"num_enhancers": number, "channels": sizes["channels"] // 2}
+        model = build(seed=number, **sizes)
+        given, own = model.handed_over(before), model.state_dict()
+        assert {name: value.shape for name, value in given.items()} == {
+            name: own[name].shape for name in given
+        }
+        fresh = {name for name in own if name not in given}
+        assert fresh and all(
+            name.startswith(place) and not name.startswith(f"{place}coarse.") for name in fresh
+        )
+        model.load_state_dict(own | given)
+        painters = [m.generator.painter if encoder_channels else m.generator
+                    for m in (model, before)]
+        x = torch.randn(1, 16 if encoder_channels else 13, 64, 64)
+        known = painters[0].coarse.features(half_size(x))
+        assert torch.equal(known, painters[1].features(half_size(x)))
+        assert torch.equal(next(model.discriminator.parameters()),
+                           next(before.discriminator.parameters()))
+        before = model
+
+
+def test_a_training_of_equal_depth_takes_everything():
+    before, model = build(seed=0), build(seed=1)
+    given = model.handed_over(before)
+    assert_equal(given, dict(before.state_dict()))
+
+
 def test_a_fixed_coarse_part_does_not_move_and_then_does(batch):
     model = build(**VARIANTS["fixed"])
     before = copy.deepcopy(model.generator.state_dict())
