@@ -3,14 +3,15 @@
     python -m benchmarks                    imports, reading, steps
     python -m benchmarks playground         from a stroke to an image; frames a second in a browser
     python -m benchmarks pix2pixhd          a pix2pixHD step at 256 px, its judges frozen
-    python -m benchmarks spade              a SPADE step at 256 px, a block beside MONAI
+    python -m benchmarks spade              a SPADE step at 256 px; a generator of MONAI's blocks
+    python -m benchmarks evaluation         106 façades evaluated, beside sampling and judging alone
     python -m benchmarks lessons            seconds of every notebook in test mode
     python -m benchmarks reading_time       seconds of every notebook as a reader runs it (long)
 """
 import sys
 from collections.abc import Callable
 
-from . import imports, lessons, pix2pixhd, playground, reading, spade, steps
+from . import evaluation, imports, lessons, pix2pixhd, playground, reading, spade, steps
 from .rows import Row, circumstances, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
@@ -20,6 +21,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "playground": playground.measure,
     "pix2pixhd": pix2pixhd.measure,
     "spade": spade.measure,
+    "evaluation": evaluation.measure,
     "lessons": lambda: lessons.measure(in_test=True),
     "reading_time": lambda: lessons.measure(in_test=False),
 }

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import torch
 
 from semsynth.configs import Config, find_config
+from semsynth.evaluation import peak_memory
 from semsynth.labels import Batch
 from semsynth.synthesizer import frozen
 
@@ -38,6 +39,7 @@ def whole_step() -> list[Row]:
     step()  # reads the perceptual network
     with Recorder() as recorder:
         step()
+    memory = peak_memory(step, torch.device("cpu"))
     replays = [replay(call) for call in recorder.calls]
 
     def alone() -> None:
@@ -49,6 +51,7 @@ def whole_step() -> list[Row]:
         Row(f"pix2pixHD step, {RESOLUTION} px, batch 1, as shipped", f"{1000 * whole:.0f} ms"),
         Row(f"its {len(replays)} convolutions alone", f"{1000 * parts:.0f} ms"),
         Row("step / convolutions", f"{whole / parts:.2f}"),
+        Row("most memory of tensors during the step", f"{memory / 1e6:.0f} MB"),
     ]
 
 
