@@ -58,12 +58,13 @@ DATA ?=
 RUN := runs/$(MODEL)-$(DATASET)-weights
 NAME := $(MODEL)$(if $(filter-out synthetic,$(DATASET)),-$(DATASET))
 ROOT := $(if $(DATA),--data-root $(DATA))
+FIRST_STAGE := $(filter autoencoder,$(MODEL))
 weights: $(READY)
 	if [ -f $(RUN)/checkpoint.pt ]; then $(BIN)/semsynth train --resume $(RUN); else \
 	$(BIN)/semsynth train --dataset $(DATASET) --model $(MODEL) $(ROOT) --run-dir $(RUN) $(SET); fi
-	$(BIN)/semsynth evaluate $(RUN) $(ROOT) --out $(RUN)/evaluation --overwrite
-	$(BIN)/semsynth export $(RUN) -o semsynth/weights/$(NAME).safetensors \
-		--report $(RUN)/evaluation/report.json --overwrite
+	$(if $(FIRST_STAGE),,$(BIN)/semsynth evaluate $(RUN) $(ROOT) --out $(RUN)/evaluation --overwrite)
+	$(BIN)/semsynth export $(RUN) -o semsynth/weights/$(NAME).safetensors --overwrite \
+		$(if $(FIRST_STAGE),,--report $(RUN)/evaluation/report.json)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ON_RESUME', 'VERBS', 'UsageError', 'Parser', 'failure', 'complaint', 'train_parser', 'add_devices', 'choose_gpus',
            'free_run_dir', 'train_config', 'resumed_config', 'example_pairs', 'rehearse', 'planned_run_dir',
-           'is_first_process', 'where', 'train', 'option_name', 'add_sampling_options', 'read_sampling_options',
-           'parse_for_family', 'sample_parser', 'add_sampling_basics', 'read_resolution', 'planned_files',
-           'refuse_overwriting', 'sample', 'check_same_size', 'write_png', 'evaluate_parser', 'add_measuring',
-           'evaluation_data', 'judges_for', 'plan_for', 'evaluate', 'compare_parser', 'compared', 'train_split',
-           'compare', 'export_parser', 'export', 'measured_facts', 'paint_parser', 'paint', 'print_table',
-           'show_family', 'models_parser', 'models', 'datasets_parser', 'datasets', 'Finding', 'check_python',
-           'check_packages', 'check_torch', 'check_pins', 'installed_version', 'check_cache', 'check_model',
-           'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview', 'run_verb', 'main']
+           'is_first_process', 'where', 'train', 'following', 'option_name', 'add_sampling_options',
+           'read_sampling_options', 'parse_for_family', 'sample_parser', 'add_sampling_basics', 'read_resolution',
+           'planned_files', 'refuse_overwriting', 'sample', 'check_same_size', 'write_png', 'evaluate_parser',
+           'add_measuring', 'evaluation_data', 'judges_for', 'plan_for', 'evaluate', 'compare_parser', 'compared',
+           'train_split', 'compare', 'export_parser', 'export', 'measured_facts', 'paint_parser', 'paint',
+           'print_table', 'show_family', 'models_parser', 'models', 'datasets_parser', 'datasets', 'Finding',
+           'check_python', 'check_packages', 'check_torch', 'check_pins', 'installed_version', 'check_cache',
+           'check_model', 'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview', 'run_verb', 'main']
 
 # %% ../nbs/92_cli.ipynb #92e0493e
 import argparse
@@ -306,8 +306,17 @@ def train(args: argparse.Namespace) -> int:
     )
     if run.finished and is_first_process():
         print(f"Done. The page to look at: {run_dir / 'gallery.html'}")
-        print(f"Next: semsynth evaluate {run_dir} --out {run_dir / 'evaluation'}")
+        print(f"Next: semsynth {following(config, run_dir)}")
     return 0 if run.finished else 130
+
+
+def following(config, run_dir: Path) -> str:
+    "What to do with a finished run: measure it; a first stage is measured as it is exported."
+    from semsynth.configs import FIRST_STAGES
+
+    if config.model["name"] in FIRST_STAGES:
+        return f"export {run_dir} -o {run_dir / 'weights.safetensors'}"
+    return f"evaluate {run_dir} --out {run_dir / 'evaluation'}"
 
 # %% ../nbs/92_cli.ipynb #580b94dc
 def option_name(name: str) -> str:
@@ -691,12 +700,12 @@ def compare_parser() -> Parser:
 # %% ../nbs/92_cli.ipynb #f79179d4
 def compared(sources: Sequence[str], dataset: str | None) -> dict[str, Any]:
     "Trained models by name; without sources, those that ship for the dataset."
-    from semsynth.configs import load_source, shipped_weights
+    from semsynth.configs import load_synthesizer, shipped_weights
     from semsynth.labels import InputError
 
     if sources:
-        return {Path(source).stem: load_source(source) for source in sources}
-    shipped = {name: load_source(name) for name in shipped_weights()}
+        return {Path(source).stem: load_synthesizer(source) for source in sources}
+    shipped = {name: load_synthesizer(name) for name in shipped_weights()}
     wanted = dataset or "synthetic"
     chosen = {
         name: weights
@@ -766,8 +775,8 @@ def export_parser() -> Parser:
 
 def export(args: argparse.Namespace) -> None:
     "semsynth export."
-    from semsynth.configs import DATASETS, load_run, load_weights, save_weights
-    from semsynth.evaluation import preview
+    from semsynth.configs import DATASETS, FIRST_STAGES, load_run, load_weights, save_weights
+    from semsynth.evaluation import preview, reconstruction_facts
     from semsynth.labels import InputError
 
     path = Path(args.out)
@@ -778,6 +787,8 @@ def export(args: argparse.Namespace) -> None:
     data = weights.config.data["name"]
     terms = {"trained on": f"{data}, train", "terms of the data": DATASETS[data].terms}
     facts = terms | weights.facts | (measured_facts(args.report) if args.report else {})
+    if weights.config.model["name"] in FIRST_STAGES:
+        facts |= reconstruction_facts(weights)
     text = f"{weights.config.model['name']} for {data}, written by `semsynth export`."
     save_weights(path, weights.model, weights.config, weights.label_space, text, facts)
     write_png(preview(load_weights(path)), path.with_suffix(".png"))
@@ -853,14 +864,14 @@ def models_parser() -> Parser:
 
 def models(args: argparse.Namespace) -> None:
     "semsynth models."
-    from semsynth.configs import MODELS, chosen, shipped_configs, shipped_weights
+    from semsynth.configs import BUILDERS, chosen, shipped_configs, shipped_weights
 
     if args.name is not None:
-        return show_family(args.name, chosen(args.name, MODELS, "model"))
+        return show_family(args.name, chosen(args.name, BUILDERS, "model"))
     rows = []
-    for name, family in MODELS.items():
+    for name, family in BUILDERS.items():
         configs = [config for config in shipped_configs() if config.split("-")[0] == name]
-        weights = [file for file in shipped_weights() if file.split("-")[0] == name]
+        weights = [file for file in shipped_weights(BUILDERS) if file.split("-")[0] == name]
         rows.append(
             (name, ", ".join(family.presets), ", ".join(configs), ", ".join(weights) or "none yet")
         )

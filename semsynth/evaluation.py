@@ -7,7 +7,7 @@ __all__ = ['FEATURES', 'Samples', 'Draw', 'BATCH_SIZE', 'VARYING', 'COSTS', 'PAG
            'find_distances', 'find_judges', 'Measurements', 'drawing', 'ClassMean', 'another_look', 'Plan', 'evaluate',
            'drawn', 'singly', 'Alive', 'peak_memory', 'cost', 'protocol_of', 'plain', 'Evaluation', 'report_card',
            'photographs', 'trivial_reports', 'table_of', 'cost_of', 'main_scores', 'cost_plot', 'same_maps', 'preview',
-           'html_table', 'write_comparison', 'pipe_table', 'write_text']
+           'reconstruction_facts', 'html_table', 'write_comparison', 'pipe_table', 'write_text']
 
 # %% ../nbs/91b_evaluation.ipynb #04291e40
 import html
@@ -27,7 +27,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .configs import Weights, sampling_options, sampling_state, trained_resolution
+from .autoencoder import psnr
+from semsynth.configs import (
+    Weights,
+    build_dataset,
+    build_resize,
+    data_settings,
+    sampling_options,
+    sampling_state,
+    trained_resolution,
+    with_dataset,
+)
 from semsynth.datasets import (
     Resize,
     SemanticDataset,
@@ -43,7 +53,6 @@ from semsynth.labels import (
     LabelMap,
     LabelSpace,
     onehot,
-    resize_label_map,
 )
 from semsynth.metrics import (
     ALEXNET,
@@ -69,7 +78,7 @@ from semsynth.metrics import (
     squeezenet_features,
     vgg_features,
 )
-from .plots import GalleryRow, Picture, grid_image, show_points
+from .plots import GalleryRow, Picture, column_pixels, grid_image, show_points
 from semsynth.segmenter import (
     feature_distance,
     load_segmenter,
@@ -632,13 +641,38 @@ def preview(weights: Weights):
     height, width = trained_resolution(weights.config)
     if weights.label_space.names == FACADES.names:
         house = SyntheticFacades("test", num_images=1, resolution=128)[0]
-        maps = [ids[None] for ids in (house.label_map, house.instance_map)]
+        batch = Batch(*(part[None] for part in Resize((height, width))(house)))
     else:
         stripes = torch.arange(width) * weights.label_space.num_classes // width
-        maps = [stripes.expand(1, height, width)] * 2
-    maps = [resize_label_map(ids, (height, width)) for ids in maps]
+        stripes = stripes.expand(1, height, width)
+        batch = Batch(column_pixels(stripes, weights.label_space) / 127.5 - 1, stripes, stripes)
     rng = torch.Generator().manual_seed(0)
-    return grid_image({"": weights.model.sample(*maps, rng=rng)}, headings=False)
+    with torch.no_grad():
+        return grid_image({"": weights.model.example(batch, rng)}, headings=False)
+
+
+def reconstruction_facts(
+    weights: Weights,  # Of a first stage
+    split: str = "test",
+) -> dict[str, str]:
+    "How near a first stage comes to images that it has not learned from, for its card."
+    config = with_dataset(weights.config)
+    if "num_images" in data_settings(config.data["name"]):
+        config.data["num_images"] = 100
+    dataset, resize = build_dataset(config, split), build_resize(config)
+    distances, rows, latents = find_distances(dataset.name), [], []
+    for batch in evaluation_batches(dataset, resize, batch_size=BATCH_SIZE):
+        with torch.no_grad():
+            latents.append(weights.model.encode(batch.image))
+            image = weights.model.decode(latents[-1])
+        rows.append({"PSNR": psnr(image, batch.image)} | image_scores(image, batch.image, distances))
+    scores = {name: bootstrap(torch.cat([row[name] for row in rows])) for name in rows[0]}
+    size = " x ".join(map(str, trained_resolution(config)))
+    facts = {"measured on": f"{dataset.name}, {split}, {len(dataset)} images, {size}, reconstructed"}
+    facts |= {name: str(score) for name, score in scores.items()}
+    _, channels, height, width = latents[0].shape
+    facts["latents"] = f"{channels} x {height} x {width}, std {torch.cat(latents).std():.3f}"
+    return facts
 
 # %% ../nbs/91b_evaluation.ipynb #85cec25c
 PAGE = """<!doctype html>

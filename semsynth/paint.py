@@ -19,19 +19,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .configs import load_source, shipped_weights
+from .configs import load_synthesizer, shipped_weights
 from .labels import InputError
 from .painting import SIDES
 
 # %% ../nbs/91c_paint.ipynb #91c00011
 BOARD = """\
-from semsynth.configs import load_source
+from semsynth.configs import load_synthesizer
 from semsynth.datasets import SyntheticFacades
 from semsynth.painter import Easel
 from semsynth.painting import Painting
 from semsynth.playground import Playground
 
-found = {{name: load_source(source) for name, source in {sources}.items()}}
+found = {{name: load_synthesizer(source) for name, source in {sources}.items()}}
 space = next(iter(found.values())).label_space
 easel = Easel(Painting(space, {size}))
 if space.name == "facades":  # a house to begin from
@@ -67,7 +67,7 @@ def named_sources(
         raise InputError("no weights ship yet: name a run, as in semsynth paint runs/mine")
     spaces, sources = {}, {}
     for source in chosen:
-        names = load_source(source).label_space.names
+        names = load_synthesizer(source).label_space.names
         first = spaces.setdefault("all", names)
         if names != first and given:
             raise InputError(

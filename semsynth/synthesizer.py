@@ -83,6 +83,10 @@ class Synthesizer(Trainable):
     ) -> Image:
         "One image per label map; further keyword-only arguments are sampling options."
 
+    def example(self, batch: Batch, rng: torch.Generator | None = None) -> Image:
+        "What a sample grid shows of some pairs: the images drawn for their maps."
+        return self.sample(batch.label_map, batch.instance_map, rng=rng)
+
 # %% ../nbs/03_synthesizer.ipynb #c6fad596
 class Autoencoder(Trainable):
     "A first stage: images to latents and back."
@@ -95,6 +99,10 @@ class Autoencoder(Trainable):
 
     @abstractmethod
     def decode(self, latents: Latents) -> Image: ...
+
+    def example(self, batch: Batch, rng: torch.Generator | None = None) -> Image:
+        "What a sample grid shows of some pairs: their images, reconstructed."
+        return self.decode(self.encode(batch.image))
 
 # %% ../nbs/03_synthesizer.ipynb #c4f3a99e
 @contextmanager

@@ -659,7 +659,7 @@ def draw_examples(
     rng = torch.Generator(module.device).manual_seed(module.options.seed)
     module.model.eval()
     with module.ema.applied(), torch.no_grad():
-        sample = module.model.sample(batch.label_map, batch.instance_map, rng=rng)
+        sample = module.model.example(batch, rng)
     module.model.train()
     columns = {"label map": batch.label_map, "sample": sample.float(), "real": batch.image}
     return {name: column.cpu() for name, column in columns.items()}

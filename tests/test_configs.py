@@ -49,6 +49,7 @@ TINY = {  # Arguments that make a network small, whichever of them it has
     "layers": "normal",
     "hidden_channels": 4,
     "widest": 2,
+    "groups": 4,
 }
 
 
