@@ -7,12 +7,12 @@ __all__ = ['ON_RESUME', 'VERBS', 'UsageError', 'Parser', 'failure', 'complaint',
            'free_run_dir', 'train_config', 'resumed_config', 'example_pairs', 'rehearse', 'planned_run_dir',
            'is_first_process', 'where', 'train', 'following', 'option_name', 'add_sampling_options',
            'read_sampling_options', 'parse_for_family', 'sample_parser', 'add_sampling_basics', 'read_resolution',
-           'planned_files', 'refuse_overwriting', 'sample', 'check_same_size', 'write_png', 'evaluate_parser',
-           'add_measuring', 'evaluation_data', 'judges_for', 'plan_for', 'evaluate', 'compare_parser', 'compared',
-           'train_split', 'compare', 'export_parser', 'export', 'measured_facts', 'paint_parser', 'paint',
-           'print_table', 'show_family', 'models_parser', 'models', 'datasets_parser', 'datasets', 'Finding',
-           'check_python', 'check_packages', 'check_torch', 'check_pins', 'installed_version', 'check_cache',
-           'check_model', 'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview', 'run_verb', 'main']
+           'planned_files', 'refuse_overwriting', 'style_option', 'sample', 'check_same_size', 'write_png',
+           'evaluate_parser', 'add_measuring', 'evaluation_data', 'judges_for', 'plan_for', 'evaluate',
+           'compare_parser', 'compared', 'train_split', 'compare', 'export_parser', 'export', 'measured_facts',
+           'paint_parser', 'paint', 'print_table', 'show_family', 'models_parser', 'models', 'datasets_parser',
+           'datasets', 'Finding', 'check_python', 'check_packages', 'check_torch', 'check_pins', 'installed_version',
+           'check_cache', 'check_model', 'doctor_parser', 'doctor', 'Verb', 'plainly', 'overview', 'run_verb', 'main']
 
 # %% ../nbs/92_cli.ipynb #92e0493e
 import argparse
@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from inspect import Parameter
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -408,6 +408,9 @@ def sample_parser() -> Parser:
     parser.add_argument(
         "--num-samples", type=int, default=1, metavar="N", help="images for each map (default: 1)"
     )
+    parser.add_argument(
+        "--style-image", metavar="PHOTO", help="draw in the style of this photo, with an encoder"
+    )
     add_sampling_basics(parser)
     return parser
 
@@ -472,6 +475,30 @@ def refuse_overwriting(paths: Sequence[Path], overwrite: bool) -> None:
             f"{there[0]} is there already: choose another folder with --out, or give --overwrite"
         )
 
+# %% ../nbs/92_cli.ipynb #95338bc0
+def style_option(
+    path: str | None,        # Of the photo
+    weights,                 # The model that will draw
+    size: tuple[int, int],   # Height and width of what it draws
+    device,
+) -> dict[str, Any]:
+    "The photo as `style_image`, for a family that takes one; nothing where none was asked for."
+    from torch.nn.functional import interpolate
+
+    from semsynth.configs import sampling_method
+    from semsynth.datasets import read_image
+    from semsynth.labels import InputError
+
+    if path is None:
+        return {}
+    if "style_image" not in signature(sampling_method(weights.config)).parameters:
+        raise InputError(
+            f"--style-image: {weights.config.model['name']} takes no style from a photo; "
+            "families with an encoder of styles do: pix2pixhd and spade"
+        )
+    image = read_image(Path(path))[None].to(device) / 127.5 - 1
+    return {"style_image": interpolate(image, size, mode="bilinear", antialias=True)}
+
 # %% ../nbs/92_cli.ipynb #aab35785
 def sample(args: argparse.Namespace) -> None:
     "semsynth sample."
@@ -495,6 +522,7 @@ def sample(args: argparse.Namespace) -> None:
     )
     device = torch.device("cuda" if choose_gpus(args.gpus) else "cpu")
     model = weights.model.to(device)
+    options = args.options | style_option(args.style_image, weights, size, device)
 
     for position, label in enumerate(args.labels):
         label_map = read_label_map(Path(label), weights.label_space)
@@ -505,7 +533,7 @@ def sample(args: argparse.Namespace) -> None:
         maps = [resize_label_map(ids[None], size).to(device) for ids in (label_map, instance_map)]
         for number, path in enumerate(plan[position]):
             rng = torch.Generator(device).manual_seed(args.seed + number)
-            image = model.sample(*maps, rng=rng, **args.options)
+            image = model.sample(*maps, rng=rng, **options)
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = to_uint8(image[0]).cpu()
             write_png(PILImage.fromarray(pixels.permute(1, 2, 0).numpy()), path)

@@ -193,6 +193,19 @@ def unknown_preset(world, folder):
 
 
 @bad
+def a_style_for_a_family_without_styles(world, folder):
+    words = ["sample", str(world.weights), str(world.label), "-o", str(folder / "new")]
+    return Bad([*words, "--style-image", str(first_image(world.pairs))],
+               ("--style-image", "pix2pix takes no style", "spade"))
+
+
+@bad
+def no_such_photo_for_a_style(world, folder):
+    words = ["sample", "spade", str(world.label), "-o", str(folder / "new")]
+    return Bad([*words, "--style-image", str(folder / "none.jpg")], ("none.jpg",))
+
+
+@bad
 def nothing_to_start_from(world, folder):
     return training(world, folder, "train.start_from=nowhere", says=("nowhere", "a run folder"))
 
@@ -965,6 +978,21 @@ def test_a_training_can_start_from_another(world: World, tmp_path: Path):
     card = save_weights(tmp_path / "second.safetensors", *after[:3]).with_suffix(".md").read_text()
     assert "start_from: run" in card and str(world.folder) not in card
     assert train(world.pairs, f"--run-dir={tmp_path / 'third'}", "train.start_from=nowhere") == 2
+
+
+def test_the_style_of_a_photo(world: World, tmp_path: Path):
+    "Two photos, two looks; the same photo and the same seed, the same image."
+    photos = [
+        write_png(tmp_path / f"{name}.png", np.full((48, 40, 3), value, np.uint8))
+        for name, value in (("dark", 20), ("light", 230))
+    ]
+    drawn = []
+    for number, photo in enumerate([*photos, photos[0]]):
+        out = tmp_path / str(number)
+        given = ["sample", "spade", str(world.label), "-o", str(out), "--gpus=0"]
+        assert main([*given, "--style-image", str(photo), "--resolution=64"]) == 0
+        drawn.append((out / "0.png").read_bytes())
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_another_size_than_trained(world: World, tmp_path: Path):
