@@ -52,6 +52,8 @@ from .pix2pix import PRESETS as PIX2PIX_PRESETS
 from .pix2pix import pix2pix
 from .pix2pixhd import PRESETS as PIX2PIXHD_PRESETS
 from .pix2pixhd import pix2pixhd
+from .sdm import PRESETS as SDM_PRESETS
+from .sdm import sdm
 from .spade import PRESETS as SPADE_PRESETS
 from .spade import spade
 from .synthesizer import Trainable
@@ -69,6 +71,7 @@ MODELS = {
     "pix2pix": Family(pix2pix, PIX2PIX_PRESETS),
     "pix2pixhd": Family(pix2pixhd, PIX2PIXHD_PRESETS),
     "spade": Family(spade, SPADE_PRESETS),
+    "sdm": Family(sdm, SDM_PRESETS),
 }
 
 FIRST_STAGES = {
