@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Widened', 'Resized', 'Code', 'Picture', 'PerImage', 'PRESETS', 'BLOCK', 'ATTENTION', 'Posterior', 'kl_divergence',
            'bits_per_pixel', 'psnr', 'group_norm', 'ResBlock', 'SelfAttention', 'Downsample', 'Upsample', 'Sizes',
-           'level', 'middle', 'Encoder', 'Decoder', 'EncoderDecoder', 'LatentStatistics', 'LossWeights',
-           'KLAutoencoder', 'autoencoder', 'first_stage_weights', 'count_of', 'official_sizes', 'official_level',
-           'official_ends', 'official_layers', 'official_networks', 'official_kl', 'PublishedAutoencoder',
-           'StableDiffusionAutoencoder', 'TinyAutoencoder', 'read_published', 'shipped_autoencoders',
-           'load_autoencoder']
+           'level', 'middle', 'Encoder', 'Decoder', 'cosine_basis', 'CosineTransform', 'EncoderDecoder', 'begin_linear',
+           'LatentStatistics', 'LossWeights', 'KLAutoencoder', 'autoencoder', 'first_stage_weights', 'count_of',
+           'official_sizes', 'official_level', 'official_ends', 'official_layers', 'official_networks', 'official_kl',
+           'PublishedAutoencoder', 'StableDiffusionAutoencoder', 'TinyAutoencoder', 'read_published', 'SceneBlock',
+           'blocks_between', 'official_tiny', 'fill_tiny', 'shipped_autoencoders', 'load_autoencoder']
 
 # %% ../nbs/20_autoencoder.ipynb #6e7ed8ae
 import json
@@ -162,7 +162,7 @@ class Upsample(nn.Module):
     def forward(self, x: Features) -> Resized:
         return self.convolution(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
-# %% ../nbs/20_autoencoder.ipynb #b4a3b428
+# %% ../nbs/20_autoencoder.ipynb #677ba080
 class Sizes(NamedTuple):
     "What an encoder and its decoder have in common."
 
@@ -175,6 +175,7 @@ class Sizes(NamedTuple):
     dropout: float = 0.0                 # In every block
     learned: bool = True                 # Whether sizes are halved and doubled by convolutions
     patch: int = 1                       # Side of the squares of pixels folded into channels first
+    cosines: bool = False                # Whether a linear transform runs beside the networks
 
     @property
     def widths(self) -> list[int]:
@@ -268,7 +269,39 @@ class Decoder(nn.Module):
             x = layers(x)
         return self.unfold(self.head(F.silu(self.norm(x))))
 
-# %% ../nbs/20_autoencoder.ipynb #0718a21c
+# %% ../nbs/20_autoencoder.ipynb #ff5c8add
+def cosine_basis(
+    count: int,  # How many waves, the smoothest first
+    side: int,   # Of the square that they fill, in pixels
+) -> Float[Tensor, "{count} 3 {side} {side}"]:
+    "Orthonormal colour patterns: grey before colours, low frequencies before high (Ahmed 1974)."
+    if count > 3 * side**2:
+        raise InputError(f"{side} x {side} pixels hold {3 * side**2} numbers, not {count}")
+    places = (torch.arange(side) + 0.5) * math.pi / side
+    waves = F.normalize(torch.stack([torch.cos(k * places) for k in range(side)]), dim=1)
+    colours = F.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]), dim=1)
+    ranked = sorted(
+        (down + across + 1.5 * colour, colour, down, across)
+        for colour in range(3) for down in range(side) for across in range(side)
+    )
+    return torch.stack([
+        torch.einsum("c,y,x->cyx", colours[colour], waves[down], waves[across])
+        for _, colour, down, across in ranked[:count]
+    ])
+
+# %% ../nbs/20_autoencoder.ipynb #e5725322
+class CosineTransform(nn.Module):
+    "A linear code for each square of pixels, and back; learned on, from the cosines."
+
+    def __init__(self, latent_channels: int, side: int):
+        super().__init__()
+        options = {"kernel_size": side, "stride": side, "bias": False}
+        self.encode = nn.Conv2d(3, latent_channels, **options)
+        self.decode = nn.ConvTranspose2d(latent_channels, 3, **options)
+        for layer in (self.encode, self.decode):
+            layer.weight.data = cosine_basis(latent_channels, side)
+
+# %% ../nbs/20_autoencoder.ipynb #c0c06e08
 class EncoderDecoder(nn.Module):
     "Both networks, and the two convolutions of one pixel that stand around the latents."
 
@@ -287,6 +320,10 @@ class EncoderDecoder(nn.Module):
         self.after_encoder = nn.Conv2d(times * code_channels, times * latent_channels, 1)
         self.before_decoder = nn.Conv2d(latent_channels, code_channels, 1)
         self.decoder = Decoder(sizes, code_channels, picture_channels)
+        self.transform = None
+        if sizes.cosines:
+            self.transform = CosineTransform(latent_channels, sizes.downsampling)
+            begin_linear(self)
 
     def encode(self, picture: Picture) -> Code:
         "What the encoder tells, twice as wide where it tells a distribution."
@@ -296,11 +333,27 @@ class EncoderDecoder(nn.Module):
                 f"this first stage takes sides that are multiples of {self.downsampling} pixels,"
                 f" and {height} x {width} is not"
             )
-        return self.after_encoder(self.encoder(picture))
+        code = self.after_encoder(self.encoder(picture))
+        if self.transform is None:
+            return code
+        linear = self.transform.encode(picture)
+        mean, *log_variance = code.split(linear.shape[1], dim=1)
+        return torch.cat([mean + linear, *log_variance], dim=1)
 
     def decode(self, latents: Latents) -> Picture:
         "The picture that some latents stand for."
-        return self.decoder(self.before_decoder(latents))
+        picture = self.decoder(self.before_decoder(latents))
+        return picture if self.transform is None else picture + self.transform.decode(latents)
+
+
+def begin_linear(networks: EncoderDecoder) -> None:
+    "Silences both networks, and the noise: what is left is the transform alone."
+    for layer in (networks.encoder.head, networks.decoder.head):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(networks.after_encoder.bias)
+    # Log-variances, where there are any: a standard deviation of 0.05.
+    networks.after_encoder.bias.data[networks.before_decoder.in_channels:] = -6.0
 
 # %% ../nbs/20_autoencoder.ipynb #822dbd44
 class LatentStatistics(nn.Module):
@@ -407,7 +460,7 @@ class KLAutoencoder(Autoencoder):
         "From a checkpoint of latent diffusion, the sizes read from names and shapes."
         return official_kl(state_dict, scaling_factor)
 
-# %% ../nbs/20_autoencoder.ipynb #ae135b07
+# %% ../nbs/20_autoencoder.ipynb #59f18823
 def autoencoder(
     *,
     channels: int = 128,                     # At full size
@@ -417,6 +470,7 @@ def autoencoder(
     middle_attention: bool = True,           # At the smallest size, in the middle
     groups: int = 32,                        # Of every norm
     patch: int = 1,                          # Side of the squares of pixels folded into channels
+    cosines: bool = False,                   # Whether a linear transform runs beside the networks
     latent_channels: int = 4,                # Numbers for each place
     perceptual: Literal["vgg19", "vgg16", "synthetic", "facades", "none"] = "vgg16",  # Whose view
     l1_weight: float = 1.0,
@@ -428,7 +482,7 @@ def autoencoder(
         raise InputError("every size of an autoencoder must be at least 1, and so its levels")
     sizes = Sizes(
         channels, tuple(multipliers), num_blocks, tuple(attention_levels), middle_attention, groups,
-        patch=patch,
+        patch=patch, cosines=cosines,
     )
     return KLAutoencoder(
         EncoderDecoder(sizes, latent_channels, latent_channels),
@@ -447,6 +501,7 @@ PRESETS = {
         "middle_attention": False,
         "groups": 8,
         "patch": 2,
+        "cosines": True,
         "perceptual": "none",
     },
 }
@@ -602,7 +657,7 @@ class PublishedAutoencoder(Autoencoder):
     def training_losses(self, batch: Batch, step: int) -> Losses:
         return iter(())
 
-# %% ../nbs/20_autoencoder.ipynb #fc4e43a8
+# %% ../nbs/20_autoencoder.ipynb #b239d0c4
 class StableDiffusionAutoencoder(PublishedAutoencoder):
     "diffusers' AutoencoderKL, as Stable Diffusion has it (Rombach et al. 2022)."
 
@@ -639,6 +694,15 @@ class TinyAutoencoder(PublishedAutoencoder):
 
         return cls(read_published(AutoencoderTiny, source))
 
+    @classmethod
+    def from_official(
+        cls,
+        encoder: Mapping[str, object],  # Of a file such as taesd_encoder.pth
+        decoder: Mapping[str, object],  # Of its other half
+    ) -> "TinyAutoencoder":
+        "From the two files that its author publishes, the sizes read from names and shapes."
+        return official_tiny(encoder, decoder)
+
 # %% ../nbs/20_autoencoder.ipynb #7c5c01b8
 def read_published(
     kind: type[nn.Module],  # Of diffusers
@@ -654,6 +718,70 @@ def read_published(
             " and diffusion_pytorch_model.safetensors from its page on huggingface.co into a"
             " folder, and give that folder"
         ) from error
+
+# %% ../nbs/20_autoencoder.ipynb #52ff1bf3
+class SceneBlock(nn.Module):
+    "Adds what a wider pair of convolutions of one pixel thinks, as newer TAESDs do."
+
+    def __init__(self, channels: int, widened: int):
+        super().__init__()
+        self.pool = nn.Sequential(
+            nn.Conv2d(channels, widened, 1, bias=False),
+            nn.GroupNorm(4, widened),
+            nn.ReLU(),
+            nn.Conv2d(widened, channels, 1, bias=False),
+        )
+
+    def forward(self, x: Features) -> Features:
+        return x + self.pool(x)
+
+
+def blocks_between(weights: Mapping[str, Tensor]) -> list[int]:
+    "How many blocks stand between one plain convolution of a TAESD and the next."
+    plain = sorted(int(name.split(".")[0]) for name in weights if re.fullmatch(r"\d+\.weight", name))
+    blocks = {int(name.split(".")[0]) for name in weights if ".conv." in name}
+    return [sum(before < n < after for n in blocks) for before, after in pairwise(plain)]
+
+# %% ../nbs/20_autoencoder.ipynb #b40e6163
+def official_tiny(
+    encoder: Mapping[str, object], decoder: Mapping[str, object]
+) -> TinyAutoencoder:
+    "The TinyAutoencoder of two published files."
+    from diffusers import AutoencoderTiny
+
+    halves = {"encoder": official_weights(encoder), "decoder": official_weights(decoder)}
+    if "0.weight" not in halves["encoder"] or "1.weight" not in halves["decoder"]:
+        raise InputError(
+            "the files are not a TAESD as published: 0.weight of its encoder and 1.weight of its"
+            " decoder should be their first convolutions"
+        )
+    counts = {half: blocks_between(weights) for half, weights in halves.items()}
+    wide, latent_channels = halves["decoder"]["1.weight"].shape[:2]
+    network = AutoencoderTiny(
+        encoder_block_out_channels=[wide] * len(counts["encoder"]),
+        decoder_block_out_channels=[wide] * len(counts["decoder"]),
+        num_encoder_blocks=counts["encoder"],
+        num_decoder_blocks=counts["decoder"],
+        latent_channels=latent_channels,
+    )
+    for half, shift in {"encoder": 0, "decoder": -1}.items():  # a clamp, which diffusers counts not
+        fill_tiny(network.get_submodule(half).layers, halves[half], shift)
+    return TinyAutoencoder(network.eval())
+
+
+def fill_tiny(layers: nn.Sequential, weights: Mapping[str, Tensor], shift: int) -> None:
+    "Copies the tensors of one half, and puts in what diffusers' blocks have not."
+    names = {}
+    for n in {int(name.split(".")[0]) for name in weights}:
+        names |= {f"{n}.conv.{k}": f"{n + shift}.conv.{k}" for k in (0, 2, 4)}
+        names |= {f"{n}": f"{n + shift}", f"{n}.skip": f"{n + shift}.skip"}
+        if f"{n}.pool.0.weight" in weights:
+            widened, channels = weights[f"{n}.pool.0.weight"].shape[:2]
+            block = layers[n + shift]
+            layers[n + shift] = nn.Sequential(SceneBlock(channels, widened), block)
+            names |= {f"{n}.conv.{k}": f"{n + shift}.1.conv.{k}" for k in (0, 2, 4)}
+            names |= {f"{n}.pool.{k}": f"{n + shift}.0.pool.{k}" for k in (0, 1, 3)}
+    load_official(layers, weights, names)
 
 # %% ../nbs/20_autoencoder.ipynb #dc80ea77
 def shipped_autoencoders() -> dict[str, Path]:
