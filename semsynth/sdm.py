@@ -474,7 +474,7 @@ class SDM(Synthesizer):
         )
         return step.x_t.clamp(-1, 1)
 
-# %% ../nbs/31_sdm.ipynb #28beb55f
+# %% ../nbs/31_sdm.ipynb #2a28fd50
 SCHEDULES: dict[str, Callable[[int], VariancePreserving]] = {
     **{name: lambda count, betas=betas: tabulated(betas(count)) for name, betas in BETAS.items()},
     "cosine": lambda count: cosine_schedule(),
@@ -525,13 +525,13 @@ def sdm(
 PRESETS = {
     "paper": {},
     "mini": {
-        "channels": 32,
-        "multipliers": (1.0, 1.5, 1.5),
+        "channels": 40,
+        "multipliers": (1.0, 1.2, 1.2),
         "num_blocks": 1,
         "attention_at": (4,),
         "head_channels": 32,
-        "hidden_channels": 16,
-        "groups": 16,
+        "hidden_channels": 12,
+        "groups": 8,
         "patch": 2,
         "schedule": "cosine",
         "prediction": "v_prediction",
