@@ -56,6 +56,8 @@ from .sdm import PRESETS as SDM_PRESETS
 from .sdm import sdm
 from .spade import PRESETS as SPADE_PRESETS
 from .spade import spade
+from .stylegan import PRESETS as STYLEGAN_PRESETS
+from .stylegan import stylegan
 from .synthesizer import Trainable
 
 # %% ../nbs/91_configs.ipynb #cb1eaa64
@@ -72,6 +74,7 @@ MODELS = {
     "pix2pixhd": Family(pix2pixhd, PIX2PIXHD_PRESETS),
     "spade": Family(spade, SPADE_PRESETS),
     "sdm": Family(sdm, SDM_PRESETS),
+    "stylegan": Family(stylegan, STYLEGAN_PRESETS),
 }
 
 FIRST_STAGES = {

@@ -49,6 +49,11 @@ TINY = {  # Arguments that make a network small, whichever of them it has
     "layers": "normal",
     "hidden_channels": 4,
     "widest": 2,
+    "channel_max": 4,
+    "discriminator_max": 4,
+    "map_channels": 2,
+    "map_widest": 4,
+    "layout_channels": 4,
     "groups": 4,
 }
 

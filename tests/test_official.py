@@ -25,7 +25,9 @@ from semsynth.pix2pixhd import (
     LocalEnhancer,
     MultiscaleDiscriminator,
 )
+from semsynth.sdm import UNet
 from semsynth.spade import SPADEDiscriminator, SPADEGenerator, StyleEncoder
+from semsynth.stylegan import StyleGAN2Generator
 
 Tensors = dict[str, Tensor]
 TOLERANCE = 1e-4  # of the largest absolute output
@@ -115,6 +117,34 @@ def spade_encoder(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors
     return encode
 
 
+def stylegan2_generator(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
+    "`in.z`, and the classes `in.c` as one-hot, give a w for each layer and, by it, `out.y`."
+    loaded = StyleGAN2Generator.from_official(weights).eval()
+
+    def draw(inputs: Tensors) -> Tensors:
+        z, code = inputs["z"], inputs.get("c") if config.get("c_dim") else None
+        w = loaded.mapping(z, code)
+        ws = w[:, None].expand(-1, loaded.synthesis.num_ws, -1)
+        return {"w": ws, "y": loaded(z, code, noise="const")}
+
+    return draw
+
+
+def sdm_unet(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
+    "`in.x`, timesteps `in.t` and a map `in.label` give `out.y`; a map of zeros `out.y_uncond`."
+    loaded = UNet.from_official(
+        weights, max(config["num_head_channels"], 0), config["num_heads"],
+        config.get("use_new_attention_order", False),
+    ).eval()
+
+    def denoise(inputs: Tensors) -> Tensors:
+        planes = onehot(inputs["label"][:, 0].long(), config["num_classes"])
+        return {name: loaded(inputs["x"], inputs["t"], told)
+                for name, told in {"y": planes, "y_uncond": torch.zeros_like(planes)}.items()}
+
+    return denoise
+
+
 # kind -> (weights, config) -> (inputs by name -> outputs by name)
 KINDS: dict[str, Callable[[Tensors, dict], Callable[[Tensors], Tensors]]] = {
     "pix2pix/unet_generator": single(UNetGenerator),
@@ -128,14 +158,14 @@ KINDS: dict[str, Callable[[Tensors, dict], Callable[[Tensors], Tensors]]] = {
     "spade/generator": spade_generator,
     "spade/discriminator": spade_discriminator,
     "spade/encoder": spade_encoder,
+    "sdm/unet": sdm_unet,
+    "stylegan2/generator": stylegan2_generator,
 }
 
 # kind -> the module that will build it. The list only shrinks, see `test_built_means_compared`.
 NOT_BUILT = {
-    "stylegan2/generator": "stylegan",
     "vqgan/autoencoder": "vqgan",
     "vqgan/gpt": "vqgan",
-    "sdm/unet": "sdm",
     "lfm/velocity_net": "latent_flow",
 }
 
