@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Widened', 'Resized', 'Code', 'Picture', 'PerImage', 'PRESETS', 'BLOCK', 'ATTENTION', 'Posterior', 'kl_divergence',
-           'bits_per_pixel', 'psnr', 'group_norm', 'ResBlock', 'SelfAttention', 'Downsample', 'Upsample', 'Sizes',
-           'level', 'middle', 'Encoder', 'Decoder', 'cosine_basis', 'CosineTransform', 'EncoderDecoder', 'begin_linear',
-           'LatentStatistics', 'LossWeights', 'KLAutoencoder', 'autoencoder', 'first_stage_weights', 'count_of',
-           'official_sizes', 'official_level', 'official_ends', 'official_layers', 'official_networks', 'official_kl',
-           'PublishedAutoencoder', 'StableDiffusionAutoencoder', 'TinyAutoencoder', 'read_published', 'SceneBlock',
-           'blocks_between', 'official_tiny', 'fill_tiny', 'shipped_autoencoders', 'load_autoencoder']
+           'bits_per_pixel', 'psnr', 'cosine_basis', 'group_norm', 'ResBlock', 'SelfAttention', 'Downsample',
+           'Upsample', 'Sizes', 'level', 'middle', 'Encoder', 'Decoder', 'CosineTransform', 'EncoderDecoder',
+           'begin_linear', 'LatentStatistics', 'LossWeights', 'KLAutoencoder', 'autoencoder', 'first_stage_weights',
+           'count_of', 'official_sizes', 'official_level', 'official_ends', 'official_layers', 'official_networks',
+           'official_kl', 'PublishedAutoencoder', 'StableDiffusionAutoencoder', 'TinyAutoencoder', 'read_published',
+           'SceneBlock', 'blocks_between', 'official_tiny', 'fill_tiny', 'shipped_autoencoders', 'load_autoencoder']
 
 # %% ../nbs/20_autoencoder.ipynb #6e7ed8ae
 import json
@@ -78,6 +78,26 @@ def psnr(
 ) -> PerImage:
     "The distortion: decibels by which the range 2 exceeds the root mean square difference."
     return 10 * torch.log10(4 / (fake - real).square().flatten(1).mean(1))
+
+# %% ../nbs/20_autoencoder.ipynb #ff5c8add
+def cosine_basis(
+    count: int,  # How many waves, the smoothest first
+    side: int,   # Of the square that they fill, in pixels
+) -> Float[Tensor, "{count} 3 {side} {side}"]:
+    "Orthonormal colour patterns: grey before colours, low frequencies before high (Ahmed 1974)."
+    if count > 3 * side**2:
+        raise InputError(f"{side} x {side} pixels hold {3 * side**2} numbers, not {count}")
+    places = (torch.arange(side) + 0.5) * math.pi / side
+    waves = F.normalize(torch.stack([torch.cos(k * places) for k in range(side)]), dim=1)
+    colours = F.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]), dim=1)
+    ranked = sorted(
+        (down + across + 1.5 * colour, colour, down, across)
+        for colour in range(3) for down in range(side) for across in range(side)
+    )
+    return torch.stack([
+        torch.einsum("c,y,x->cyx", colours[colour], waves[down], waves[across])
+        for _, colour, down, across in ranked[:count]
+    ])
 
 # %% ../nbs/20_autoencoder.ipynb #d14d723d
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
@@ -269,26 +289,6 @@ class Decoder(nn.Module):
             x = layers(x)
         return self.unfold(self.head(F.silu(self.norm(x))))
 
-# %% ../nbs/20_autoencoder.ipynb #ff5c8add
-def cosine_basis(
-    count: int,  # How many waves, the smoothest first
-    side: int,   # Of the square that they fill, in pixels
-) -> Float[Tensor, "{count} 3 {side} {side}"]:
-    "Orthonormal colour patterns: grey before colours, low frequencies before high (Ahmed 1974)."
-    if count > 3 * side**2:
-        raise InputError(f"{side} x {side} pixels hold {3 * side**2} numbers, not {count}")
-    places = (torch.arange(side) + 0.5) * math.pi / side
-    waves = F.normalize(torch.stack([torch.cos(k * places) for k in range(side)]), dim=1)
-    colours = F.normalize(torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]), dim=1)
-    ranked = sorted(
-        (down + across + 1.5 * colour, colour, down, across)
-        for colour in range(3) for down in range(side) for across in range(side)
-    )
-    return torch.stack([
-        torch.einsum("c,y,x->cyx", colours[colour], waves[down], waves[across])
-        for _, colour, down, across in ranked[:count]
-    ])
-
 # %% ../nbs/20_autoencoder.ipynb #e5725322
 class CosineTransform(nn.Module):
     "A linear code for each square of pixels, and back; learned on, from the cosines."
@@ -355,7 +355,7 @@ def begin_linear(networks: EncoderDecoder) -> None:
     # Log-variances, where there are any: a standard deviation of 0.05.
     networks.after_encoder.bias.data[networks.before_decoder.in_channels:] = -6.0
 
-# %% ../nbs/20_autoencoder.ipynb #822dbd44
+# %% ../nbs/20_autoencoder.ipynb #647097a6
 class LatentStatistics(nn.Module):
     "Mean and spread of each channel of the code, followed while training goes on."
 
@@ -379,7 +379,7 @@ class LatentStatistics(nn.Module):
         self.count += 1
 
     @torch.no_grad()
-    def measure(self, codes: Iterable[Latents]) -> None:
+    def measure(self, codes: Iterable[Tensor]) -> None:  # Of batches of any size
         "Both moments over all codes, weighted alike."
         moments = [
             (len(code), code.mean((0, 2, 3)), code.square().mean((0, 2, 3))) for code in codes
