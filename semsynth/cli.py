@@ -757,18 +757,23 @@ def train_split(args: argparse.Namespace, weights):
 def compare(args: argparse.Namespace) -> None:
     "semsynth compare."
     from semsynth import evaluation
+    from semsynth.configs import trained_resolution
 
     out = Path(args.out)
     refuse_overwriting([out / "index.html"], args.overwrite)
     models = compared(args.sources, args.dataset)
-    first = next(iter(models.values()))
+    sizes = {name: trained_resolution(weights.config) for name, weights in models.items()}
+    first = models[max(sizes, key=sizes.get)]
     dataset, device = evaluation_data(args, first), "cuda" if choose_gpus(args.gpus) else "cpu"
     judges, plan = judges_for(args, dataset), plan_for(args, dataset, first)
+    # Each draws at the size that it knows; what is compared has one size.
+    others = {name: None if size == plan.resolution else size for name, size in sizes.items()}
     reports = []
     for name, weights in models.items():
         evaluation_data(args, weights)  # says so where the classes are others
         weights.model.to(device)
-        measured = evaluation.Evaluation(weights, name, dataset, judges, plan)
+        own = plan._replace(drawn_at=others[name])
+        measured = evaluation.Evaluation(weights, name, dataset, judges, own)
         print(name, file=sys.stderr)
         for _ in measured:
             pass
@@ -776,7 +781,10 @@ def compare(args: argparse.Namespace) -> None:
 
     train = train_split(args, first)
     reports += evaluation.trivial_reports(reports[0], train, dataset, judges)
-    drawings = {name: evaluation.drawing(weights.model) for name, weights in models.items()}
+    drawings = {
+        name: evaluation.drawing(weights.model, size=others[name])
+        for name, weights in models.items()
+    }
     drawings["class mean"] = evaluation.drawing(evaluation.ClassMean.of(train, plan.resolution))
     columns = evaluation.same_maps(drawings, dataset, plan.resolution, seed=plan.seed)
     page = evaluation.write_comparison(out, reports, columns, dataset.label_space)

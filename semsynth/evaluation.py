@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'Samples', 'Draw', 'BATCH_SIZE', 'VARYING', 'COSTS', 'PAGE', 'Judges', 'find_features', 'find_segmenter',
-           'find_distances', 'find_judges', 'Measurements', 'drawing', 'ClassMean', 'another_look', 'Plan', 'evaluate',
-           'drawn', 'singly', 'Alive', 'peak_memory', 'cost', 'protocol_of', 'plain', 'Evaluation', 'report_card',
-           'photographs', 'trivial_reports', 'table_of', 'cost_of', 'main_scores', 'cost_plot', 'same_maps', 'preview',
-           'reconstruction_facts', 'html_table', 'write_comparison', 'pipe_table', 'write_text']
+           'find_distances', 'find_judges', 'Measurements', 'drawing', 'resize_image', 'ClassMean', 'another_look',
+           'Plan', 'evaluate', 'drawn', 'singly', 'Alive', 'peak_memory', 'cost', 'protocol_of', 'plain', 'Evaluation',
+           'report_card', 'photographs', 'trivial_reports', 'table_of', 'cost_of', 'main_scores', 'cost_plot',
+           'same_maps', 'preview', 'reconstruction_facts', 'html_table', 'write_comparison', 'pipe_table', 'write_text']
 
 # %% ../nbs/91b_evaluation.ipynb #04291e40
 import html
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -53,6 +54,7 @@ from semsynth.labels import (
     LabelMap,
     LabelSpace,
     onehot,
+    resize_label_map,
 )
 from semsynth.metrics import (
     ALEXNET,
@@ -250,16 +252,27 @@ Draw = Callable[[Batch, int], Image]  # One map with a batch axis, and its numbe
 def drawing(
     model: Synthesizer,                # In eval mode, on its device
     options: Mapping[str, Any] = {},   # Of its `sample`
+    size: tuple[int, int] | None = None,  # Where it draws, to be resized; None: as large as the map
 ) -> Draw:
     "Draws with a model, each image from a random generator of its own."
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
 
     def draw(batch: Batch, number: int) -> Image:
         rng = torch.Generator(device).manual_seed(number)
-        maps = (batch.label_map.to(device), batch.instance_map.to(device))
-        return model.sample(*maps, rng=rng, **options).float().cpu()
+        maps = [resize_label_map(ids.to(device), size or ids.shape[-2:]) for ids in batch[1:]]
+        image = model.sample(*maps, rng=rng, **options).float().cpu()
+        return resize_image(image, batch.label_map.shape[-2:])
 
     return draw
+
+
+def resize_image(
+    image: Image, size: tuple[int, int]
+) -> Float[Tensor, "batch 3 new_height new_width"]:
+    "Bilinear with antialias, as photographs are resized; nothing where it has this size."
+    if image.shape[-2:] == size:
+        return image
+    return interpolate(image, size, mode="bilinear", antialias=True).clamp(-1, 1)
 
 # %% ../nbs/91b_evaluation.ipynb #60e97605
 class ClassMean(Synthesizer):
@@ -314,6 +327,7 @@ class Plan(NamedTuple):
     num_images: int | None = None   # The first of the data set; None: all
     num_samples: int = 1            # Images for each map
     seed: int = 0                   # The image at place i is drawn with number seed + i
+    drawn_at: tuple[int, int] | None = None  # Another size, from which images are resized
     void: str = "ignored"           # Pixels without label: ignored, or counted as wrong
 
 
@@ -450,6 +464,7 @@ def protocol_of(
         split=f"{dataset.split} of {split_name}" if split_name else dataset.split,
         num_images=len(dataset) if plan.num_images is None else plan.num_images,
         resolution=tuple(plan.resolution),
+        drawn_at=plan.drawn_at,
         features="; ".join(map(str, judges.features)) or "none",
         segmenter=str(judges.segmenter) if judges.segmenter else "none",
         distances=", ".join(["L1", "SSIM", *judges.distances]),
@@ -485,7 +500,7 @@ class Evaluation:
         self.images: list[dict[str, str | float]] = []
 
     def __iter__(self) -> Iterator[GalleryRow]:
-        draw = drawing(self.weights.model, self.options)
+        draw = drawing(self.weights.model, self.options, self.plan.drawn_at)
         for row in evaluate(draw, self.dataset, self.measurements, self.plan):
             self.images.append({"name": row.name} | dict(row.scores))
             yield row
@@ -495,7 +510,8 @@ class Evaluation:
         known = sampling_options(self.weights.config).items()
         options = {name: option.default for name, option in known} | self.options
         protocol = protocol_of(self.dataset, self.judges, self.plan, options)
-        batches = evaluation_batches(self.dataset, Resize(self.plan.resolution), batch_size=1)
+        size = self.plan.drawn_at or self.plan.resolution
+        batches = evaluation_batches(self.dataset, Resize(size), batch_size=1)
         spent = cost(self.weights.model, next(iter(batches)), self.options)
         facts = self.weights.facts | {"measured on": machine(), "measured at": commit()}
         scores = self.measurements.scores()
@@ -517,7 +533,7 @@ def report_card(report: Report) -> str:
     return "\n".join([*lines, "", "```", str(report.protocol), "```", ""])
 
 # %% ../nbs/91b_evaluation.ipynb #b4fe07a4
-VARYING = ("sampler", "batch_norm", "dropout")  # What belongs to a family, not to the measurement
+VARYING = ("sampler", "batch_norm", "dropout", "drawn_at")  # Of a family, not the measurement
 COSTS = ("parameters", "GMAC", "minutes", "ms an image", "peak MB")
 
 

@@ -700,6 +700,7 @@ class Protocol:
     split: str                        # With its name: "test of pix2pix 400/100/106"
     num_images: int
     resolution: tuple[int, int]       # Height and width at which images are compared
+    drawn_at: tuple[int, int] | None = None  # Where the model draws at another size; then resized
     resize_filter: str = "bilinear with antialias"
     rounding: str = "8 bits"          # What images are rounded to before they are measured
     features: str = "none"            # `str` of the `Features`: name, hash, preprocessing

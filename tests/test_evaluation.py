@@ -22,7 +22,7 @@ from semsynth.evaluation import (
     protocol_of,
     table_of,
 )
-from semsynth.labels import InputError
+from semsynth.labels import InputError, resize_label_map
 from semsynth.metrics import LayoutAgreement, Report
 from semsynth.segmenter import load_segmenter, real_scores, shipped_segmenters
 
@@ -80,6 +80,23 @@ def test_every_image_has_its_own_generator():
     list(evaluate(draw, HOUSES, few, Plan((64, 64), num_images=2, num_samples=2)))
     list(evaluate(draw, HOUSES, many, Plan((64, 64), num_images=5)))
     assert few.images[1]["L1"] == many.images[1]["L1"] != many.images[0]["L1"]
+
+
+def test_a_model_draws_at_its_own_size_and_is_compared_at_another():
+    "Class means at 32 px, enlarged: equal to enlarging them by hand, and one table with the rest."
+    batch = next(iter(evaluation_batches(HOUSES, Resize(64), batch_size=1)))
+    mean = ClassMean(torch.linspace(-1, 1, 36).view(12, 3))
+    small = mean.sample(resize_label_map(batch.label_map, (32, 32)))
+    by_hand = torch.nn.functional.interpolate(small, (64, 64), mode="bilinear", antialias=True)
+    assert torch.equal(drawing(mean, size=(32, 32))(batch, 0), by_hand)
+    assert torch.equal(drawing(mean)(batch, 0), drawing(mean, size=(64, 64))(batch, 0))
+
+    scores = measured(Judges()).scores()
+    plans = PLAN, PLAN._replace(drawn_at=(32, 32))
+    both = [Report(str(n), protocol_of(HOUSES, Judges(), plan), scores)
+            for n, plan in enumerate(plans)]
+    assert both[1].protocol.drawn_at == (32, 32)
+    assert len(table_of(both)) == 3
 
 
 def test_diversity_needs_two_samples_and_a_distance(judges: Judges):
