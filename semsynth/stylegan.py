@@ -878,7 +878,7 @@ PRESETS = {
     },
 }
 
-# %% ../nbs/14_stylegan.ipynb #96565563
+# %% ../nbs/14_stylegan.ipynb #4c7818a3
 def official_stylegan2(state_dict: Mapping[str, object]) -> StyleGAN2Generator:
     "The generator of published StyleGAN2-ADA weights, its sizes read from names and shapes."
     weights = without_filters(official_weights(state_dict))
@@ -886,20 +886,20 @@ def official_stylegan2(state_dict: Mapping[str, object]) -> StyleGAN2Generator:
         {int(match[1]) for name in weights if (match := re.match(r"synthesis\.b(\d+)\.", name))}
     )
     rgb = [weights.get(f"synthesis.b{side}.torgb.weight", torch.empty(0)) for side in sides]
-    first = weights.get("mapping.fc0.weight", torch.empty(0))
-    average = weights.get("mapping.w_avg", torch.empty(0))
+    first, embed = (weights.get(f"mapping.{name}.weight", torch.empty(0)) for name in
+                    ("fc0", "embed"))
+    w_channels = len(weights.get("mapping.w_avg", torch.empty(0)).flatten())
+    code_channels = embed.shape[-1] if embed.ndim == 2 else 0
+    z_channels = (first.shape[1] if first.ndim == 2 else 0) - w_channels * bool(code_channels)
     fits = sides == [2 ** (n + 2) for n in range(len(sides))] and all(w.ndim == 4 for w in rgb)
-    if not sides or not fits or first.ndim != 2 or average.ndim != 1:
+    if not sides or not fits or not w_channels or z_channels < 1:
         raise InputError(
             "the checkpoint is not a StyleGAN2Generator as published: mapping.fc0.weight,"
             " mapping.w_avg and synthesis.b4.torgb.weight, then b8, b16, …, should be in it"
         )
-    embed = weights.get("mapping.embed.weight", torch.empty(0, 0))
-    code_channels = embed.shape[1] if embed.ndim == 2 else 0
     depth = sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", name)) for name in weights)
-    z_channels = first.shape[1] - (len(average) if code_channels else 0)
-    mapping = MappingNetwork(max(z_channels, 0), len(average), depth, code_channels)
-    synthesis = SynthesisNetwork([w.shape[1] for w in rgb], len(average), rgb[0].shape[0])
+    mapping = MappingNetwork(z_channels, w_channels, depth, code_channels)
+    synthesis = SynthesisNetwork([w.shape[1] for w in rgb], w_channels, rgb[0].shape[0])
     network = StyleGAN2Generator(mapping, synthesis)
     return load_official(network, weights, official_stylegan2_layers(depth, sides))
 

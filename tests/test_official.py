@@ -28,6 +28,7 @@ from semsynth.pix2pixhd import (
 from semsynth.sdm import UNet
 from semsynth.spade import SPADEDiscriminator, SPADEGenerator, StyleEncoder
 from semsynth.stylegan import StyleGAN2Generator
+from semsynth.vqgan import GPT, VQAutoencoder
 
 Tensors = dict[str, Tensor]
 TOLERANCE = 1e-4  # of the largest absolute output
@@ -145,6 +146,26 @@ def sdm_unet(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
     return denoise
 
 
+def vqgan_autoencoder(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
+    "An image `in.x` gives the code `out.h`, its tokens `out.indices`, row by row, and `out.y`."
+    loaded = VQAutoencoder.from_official(weights)
+    networks, codebook = loaded.autoencoder["networks"], loaded.autoencoder["codebook"]
+
+    def tell(inputs: Tensors) -> Tensors:
+        code = networks.encode(inputs["x"])
+        tokens = codebook(code).tokens
+        image = networks.decode(codebook.look_up(tokens))
+        return {"h": code, "indices": tokens.flatten(1), "y": image}
+
+    return tell
+
+
+def vqgan_gpt(weights: Tensors, config: dict) -> Callable[[Tensors], Tensors]:
+    "Tokens `in.idx` give `out.logits`; how many heads there are is not in the weights."
+    loaded = GPT.from_official(weights, config["n_head"]).eval()
+    return lambda inputs: {"logits": loaded(inputs["idx"])}
+
+
 # kind -> (weights, config) -> (inputs by name -> outputs by name)
 KINDS: dict[str, Callable[[Tensors, dict], Callable[[Tensors], Tensors]]] = {
     "pix2pix/unet_generator": single(UNetGenerator),
@@ -160,12 +181,12 @@ KINDS: dict[str, Callable[[Tensors, dict], Callable[[Tensors], Tensors]]] = {
     "spade/encoder": spade_encoder,
     "sdm/unet": sdm_unet,
     "stylegan2/generator": stylegan2_generator,
+    "vqgan/autoencoder": vqgan_autoencoder,
+    "vqgan/gpt": vqgan_gpt,
 }
 
 # kind -> the module that will build it. The list only shrinks, see `test_built_means_compared`.
 NOT_BUILT = {
-    "vqgan/autoencoder": "vqgan",
-    "vqgan/gpt": "vqgan",
     "lfm/velocity_net": "latent_flow",
 }
 
@@ -795,6 +816,163 @@ def test_style_encoder(norm: str, spectral: bool):
     with torch.no_grad():
         for ours, theirs in zip(loaded(x), official(x), strict=True):
             assert difference(ours, theirs) <= TOLERANCE
+
+
+# StyleGAN2's layout: StyleGAN2-ADA's generator, with filters beside every layer, as published.
+
+FILTER = torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 64
+
+
+def doubled_and_filtered(x: Tensor, before: int, after: int) -> Tensor:
+    "Zeros between pixels, borders of these widths, four times the filter: pixel by pixel."
+    sparse = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+    sparse[:, :, ::2, ::2] = x
+    padded = nn.functional.pad(sparse, (before, after, before, after))
+    windows = padded.unfold(2, 4, 1).unfold(3, 4, 1)
+    return (windows * 4 * FILTER).sum(dim=(-2, -1))
+
+
+class OfficialDense(nn.Module):
+    "Equalised learning rate: weights are scaled as they are used."
+
+    def __init__(self, inside: int, outside: int, rate: float = 1.0, bias: float = 0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outside, inside) / rate)
+        self.bias = nn.Parameter(torch.full((outside,), bias) + 0.1 * torch.randn(outside) / rate)
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.rate / self.weight.shape[1] ** 0.5
+        return x @ (gain * self.weight).T + self.rate * self.bias
+
+
+class OfficialStyleConv(nn.Module):
+    "A convolution whose weight is made for each image; noise, bias, activation, or none of them."
+
+    def __init__(self, inside: int, outside: int, w_dim: int, side: int, *, up=False, rgb=False):
+        super().__init__()
+        self.up, self.rgb, kernel = up, rgb, 1 if rgb else 3
+        self.weight = nn.Parameter(torch.randn(outside, inside, kernel, kernel))
+        self.bias = nn.Parameter(torch.randn(outside))
+        self.affine = OfficialDense(inside=w_dim, outside=inside, bias=1.0)
+        if not rgb:
+            self.noise_strength = nn.Parameter(torch.randn(()))
+            self.register_buffer("noise_const", torch.randn(side, side))
+            self.register_buffer("resample_filter", FILTER.clone())
+
+    def one(self, image: Tensor, style: Tensor) -> Tensor:
+        weight = self.weight * style[None, :, None, None]
+        if self.rgb:
+            weight = weight / self.weight.shape[1] ** 0.5
+            return nn.functional.conv2d(image, weight)
+        weight = weight / (weight.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        if not self.up:
+            return nn.functional.conv2d(image, weight, padding=1)
+        # Doubling commutes with the convolution, so it may as well come first.
+        sparse = image.new_zeros(1, image.shape[1], 2 * image.shape[2] - 1, 2 * image.shape[3] - 1)
+        sparse[:, :, ::2, ::2] = image
+        full = nn.functional.conv2d(sparse, weight.flip(2, 3), padding=2)
+        padded = nn.functional.pad(full, (1, 1, 1, 1))
+        return (padded.unfold(2, 4, 1).unfold(3, 4, 1) * 4 * FILTER).sum(dim=(-2, -1))
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        styles = self.affine(w)
+        y = torch.cat([self.one(x[n : n + 1], styles[n]) for n in range(len(x))])
+        if self.rgb:
+            return y + self.bias[:, None, None]
+        y = y + self.noise_strength * self.noise_const + self.bias[:, None, None]
+        return nn.functional.leaky_relu(y, 0.2) * 2**0.5
+
+
+class OfficialStyleGAN2(nn.Module):
+    "Mapping and synthesis, with the published names."
+
+    def __init__(
+        self, sides: int, widths: list[int], z_dim=5, c_dim=0, w_dim=6, depth=3, colours=3
+    ):
+        super().__init__()
+        self.depth, self.sides = depth, [2 ** (n + 2) for n in range(sides)]
+        self.mapping, self.synthesis = nn.Module(), nn.Module()
+        if c_dim:
+            self.mapping.embed = OfficialDense(c_dim, w_dim)
+        for n in range(depth):
+            inside = w_dim if n else z_dim + w_dim * bool(c_dim)
+            self.mapping.add_module(f"fc{n}", OfficialDense(inside, w_dim, 0.01))
+        self.mapping.register_buffer("w_avg", torch.randn(w_dim))
+        for n, side in enumerate(self.sides):
+            block = nn.Module()
+            block.register_buffer("resample_filter", FILTER.clone())
+            if n:
+                block.conv0 = OfficialStyleConv(widths[n - 1], widths[n], w_dim, side, up=True)
+            else:
+                block.const = nn.Parameter(torch.randn(widths[0], 4, 4))
+            block.conv1 = OfficialStyleConv(widths[n], widths[n], w_dim, side)
+            block.torgb = OfficialStyleConv(widths[n], colours, w_dim, side, rgb=True)
+            self.synthesis.add_module(f"b{side}", block)
+
+    def forward(self, z: Tensor, c: Tensor | None = None) -> Tensor:
+        unit = lambda x: x / (x.square().mean(1, keepdim=True) + 1e-8).sqrt()  # noqa: E731
+        w = unit(z)
+        if c is not None:
+            w = torch.cat([w, unit(self.mapping.embed(c))], 1)
+        for n in range(self.depth):
+            w = nn.functional.leaky_relu(self.mapping.get_submodule(f"fc{n}")(w), 0.2) * 2**0.5
+        x, image = self.synthesis.b4.const.expand(len(z), -1, -1, -1), None
+        for side in self.sides:
+            block = self.synthesis.get_submodule(f"b{side}")
+            if side > 4:
+                x = block.conv0(x, w)
+            x = block.conv1(x, w)
+            colours = block.torgb(x, w)
+            image = colours if image is None else doubled_and_filtered(image, 2, 1) + colours
+        return image
+
+
+@pytest.mark.parametrize("c_dim", [0, 4], ids=["unconditional", "class-conditional"])
+@pytest.mark.parametrize(
+    ("widths", "options"),
+    [([6, 6, 4], {}), ([5, 4, 3, 2], {"depth": 1, "colours": 1}), ([3], {"z_dim": 2, "w_dim": 9}),
+     ([4, 8], {"depth": 8})],
+    ids=["usual", "shallow and grey", "4 x 4", "deep"],
+)
+def test_stylegan2_generator(widths: list[int], options: dict, c_dim: int):
+    torch.manual_seed(0)
+    official = OfficialStyleGAN2(len(widths), widths, c_dim=c_dim, **options)
+    z = torch.randn(3, options.get("z_dim", 5))
+    code = torch.eye(4)[[0, 2, 2]] if c_dim else None
+    loaded = StyleGAN2Generator.from_official(official.state_dict()).eval()
+    with torch.no_grad():
+        assert difference(loaded(z, code, noise="const"), official(z, code)) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("base", "parameters"), [(16384, 24_767_458), (32768, 30_034_338)])
+def test_published_size_of_stylegan2(base: int, parameters: int):
+    widths = [min(base // 2 ** (n + 2), 512) for n in range(7)]
+    with torch.device("meta"):
+        weights = OfficialStyleGAN2(7, widths, 512, 0, 512, 8).state_dict()
+    weights = {name: FILTER.clone() if name.endswith("resample_filter")
+               else torch.zeros_like(value, device="cpu") for name, value in weights.items()}
+    loaded = StyleGAN2Generator.from_official(weights)
+    assert sum(value.numel() for value in loaded.parameters()) == parameters
+
+
+@pytest.mark.parametrize("c_dim", [0, 4], ids=["unconditional", "class-conditional"])
+def test_stylegan2_checkpoints_that_do_not_fit_are_refused(c_dim: int):
+    weights = OfficialStyleGAN2(2, [4, 3], c_dim=c_dim).state_dict()
+    for name, value in weights.items():
+        if not name.endswith("resample_filter"):
+            rest = {other: tensor for other, tensor in weights.items() if other != name}
+            assert_refused(StyleGAN2Generator, rest)
+        assert_refused(StyleGAN2Generator, weights | {name: torch.zeros(*value.shape, 1)})
+    other_filter = torch.ones(4, 4) / 16
+    assert_refused(StyleGAN2Generator, weights | {"synthesis.b4.resample_filter": other_filter},
+                   "1-3-3-1")
+    for surplus in ("synthesis.b8.skip.weight", "synthesis.fourier.freqs", "mapping.other"):
+        assert_refused(StyleGAN2Generator, weights | {surplus: torch.zeros(1)}, surplus)
+    for build, *_ in LAYOUTS.values():
+        assert_refused(StyleGAN2Generator, build("batch").state_dict())
+    for wrong in [{}, {"epoch": 3}, {"state_dict": {"a": torch.zeros(1)}}]:
+        assert_refused(StyleGAN2Generator, wrong)
 
 
 # --- the published sizes
