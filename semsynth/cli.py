@@ -728,20 +728,15 @@ def compare_parser() -> Parser:
 # %% ../nbs/92_cli.ipynb #f79179d4
 def compared(sources: Sequence[str], dataset: str | None) -> dict[str, Any]:
     "Trained models by name; without sources, those that ship for the dataset."
-    from semsynth.configs import load_synthesizer, shipped_weights
+    from semsynth.configs import load_synthesizer, shipped_synthesizers
     from semsynth.labels import InputError
 
     if sources:
         return {Path(source).stem: load_synthesizer(source) for source in sources}
-    shipped = {name: load_synthesizer(name) for name in shipped_weights()}
-    wanted = dataset or "synthetic"
-    chosen = {
-        name: weights
-        for name, weights in shipped.items() if weights.config.data["name"] == wanted
-    }
-    if not chosen:
-        raise InputError(f"no weights ship for {wanted}: name runs or .safetensors files")
-    return chosen
+    shipped = shipped_synthesizers(dataset or "synthetic")
+    if not shipped:
+        raise InputError(f"no weights ship for {dataset}: name runs or .safetensors files")
+    return shipped
 
 
 def train_split(args: argparse.Namespace, weights):

@@ -10,7 +10,8 @@ __all__ = ['MODELS', 'FIRST_STAGES', 'BUILDERS', 'DATASETS', 'CHOICES', 'CONFIGS
            'build_resize', 'trained_resolution', 'build_model', 'Weights', 'label_space_to_json',
            'label_space_from_json', 'run_record', 'read_record', 'sampling_state', 'save_weights', 'write_card',
            'load_weights', 'filled', 'read_torch_file', 'shipped_weights', 'load', 'read_run', 'making', 'load_run',
-           'load_source', 'load_synthesizer', 'start_from', 'sampling_method', 'sampling_options']
+           'load_source', 'load_synthesizer', 'shipped_synthesizers', 'start_from', 'sampling_method',
+           'sampling_options']
 
 # %% ../nbs/91_configs.ipynb #06da5c6a
 import inspect
@@ -832,6 +833,17 @@ def load_synthesizer(
     weights = load_source(source)
     sampling_method(weights.config)
     return weights
+
+
+def shipped_synthesizers(
+    dataset: str,  # A name in `DATASETS`
+) -> dict[str, Weights]:
+    "The weights that ship for a dataset, of all families that draw; first stages are left out."
+    found = {name: load_source(name) for name in shipped_weights()}
+    return {
+        name: weights for name, weights in found.items()
+        if weights.config.data["name"] == dataset and weights.config.model["name"] in MODELS
+    }
 
 # %% ../nbs/91_configs.ipynb #d4b0acec
 def start_from(
