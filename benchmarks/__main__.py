@@ -4,6 +4,7 @@
     python -m benchmarks playground         from a stroke to an image; frames a second in a browser
     python -m benchmarks pix2pixhd          a pix2pixHD step at 256 px, its judges frozen
     python -m benchmarks spade              a SPADE step at 256 px; a generator of MONAI's blocks
+    python -m benchmarks sdm                a diffusion step beside diffusers' U-Net; its samples
     python -m benchmarks evaluation         106 façades evaluated, beside sampling and judging alone
     python -m benchmarks lessons            seconds of every notebook in test mode
     python -m benchmarks reading_time       seconds of every notebook as a reader runs it (long)
@@ -11,7 +12,18 @@
 import sys
 from collections.abc import Callable
 
-from . import evaluation, imports, lessons, pix2pixhd, playground, reading, spade, steps
+from . import (
+    evaluation,
+    imports,
+    lessons,
+    pix2pixhd,
+    playground,
+    reading,
+    sdm,
+    spade,
+    steps,
+    stylegan,
+)
 from .rows import Row, circumstances, table
 
 BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
@@ -21,6 +33,8 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "playground": playground.measure,
     "pix2pixhd": pix2pixhd.measure,
     "spade": spade.measure,
+    "stylegan": stylegan.measure,
+    "sdm": sdm.measure,
     "evaluation": evaluation.measure,
     "lessons": lambda: lessons.measure(in_test=True),
     "reading_time": lambda: lessons.measure(in_test=False),
