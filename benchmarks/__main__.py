@@ -5,6 +5,7 @@
     python -m benchmarks pix2pixhd          a pix2pixHD step at 256 px, its judges frozen
     python -m benchmarks spade              a SPADE step at 256 px; a generator of MONAI's blocks
     python -m benchmarks sdm                a diffusion step beside diffusers' U-Net; its samples
+    python -m benchmarks stylegan           a StyleGAN step beside its convolutions, both its forms
     python -m benchmarks evaluation         106 façades evaluated, beside sampling and judging alone
     python -m benchmarks lessons            seconds of every notebook in test mode
     python -m benchmarks reading_time       seconds of every notebook as a reader runs it (long)
