@@ -327,8 +327,8 @@ class Plan(NamedTuple):
     num_images: int | None = None   # The first of the data set; None: all
     num_samples: int = 1            # Images for each map
     seed: int = 0                   # The image at place i is drawn with number seed + i
-    drawn_at: tuple[int, int] | None = None  # Another size, from which images are resized
     void: str = "ignored"           # Pixels without label: ignored, or counted as wrong
+    drawn_at: tuple[int, int] | None = None  # Another size, from which images are resized
 
 
 BATCH_SIZE = 8  # Images that the judges look at together; changes no result
