@@ -1,0 +1,272 @@
+"VQGAN: the codebook and its gradients, both first stages, a transformer that never looks ahead."
+import copy
+
+import pytest
+import torch
+from blocks import Blocks, optim, same
+
+from semsynth.autoencoder import EncoderDecoder, Sizes
+from semsynth.datasets import training_batches
+from semsynth.labels import IGNORE_INDEX, InputError
+from semsynth.synthesizer import training_loop
+from semsynth.training import make_optimizers
+from semsynth.vqgan import (
+    FIRST_STAGE_PRESETS,
+    GPT,
+    Codebook,
+    MapAutoencoder,
+    Quantised,
+    VQAutoencoder,
+    adaptive_weight,
+    codebook_terms,
+    image_token_loss,
+    narrowed,
+    nearest,
+    perplexity,
+    vq_autoencoder,
+    write,
+)
+
+DATASET = Blocks(num_images=8, resolution=32)
+NEVER = -torch.inf
+
+
+def build(seed: int = 0, **changes) -> VQAutoencoder:
+    torch.manual_seed(seed)
+    small = {"channels": 8, "groups": 4, "codebook_size": 32, "discriminator_channels": 4,
+             "discriminator_layers": 1, "adversarial_start": 0}
+    return vq_autoencoder(**FIRST_STAGE_PRESETS["mini"] | small | changes)
+
+
+def gpt(**changes) -> GPT:
+    torch.manual_seed(0)
+    sizes = {"vocabulary": 20, "longest": 24, "width": 16, "num_layers": 3, "num_heads": 4}
+    network = GPT(**sizes | changes).eval()
+    for weight in network.parameters():  # beyond the small start, so that everything matters
+        torch.nn.init.normal_(weight, 0.0, 0.3)
+    return network
+
+
+# --- the codebook
+
+def test_the_nearest_is_the_nearest(rng):
+    book, code = torch.randn(50, 6, generator=rng), torch.randn(2, 6, 5, 7, generator=rng)
+    expected = torch.cdist(code.movedim(1, -1).flatten(0, 2), book).argmin(1)
+    assert torch.equal(nearest(code, book).flatten(), expected)
+
+
+def test_straight_through_has_the_value_of_one_side_and_the_gradient_of_the_other(rng):
+    told = torch.randn(1, 3, 4, 4, generator=rng, requires_grad=True)
+    codebook = Codebook(9, 3)
+    quantised = codebook(told)
+    weights = torch.randn(1, 3, 4, 4, generator=rng)
+    assert torch.allclose(quantised.straight_through, quantised.known, atol=1e-6)
+    (weights * quantised.straight_through).sum().backward()
+    assert torch.equal(told.grad, weights)
+    assert codebook.embedding.weight.grad is None
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_each_term_pulls_its_own_side_and_beta_stands_where_it_should(legacy):
+    told = torch.zeros(1, 1, 1, 1, requires_grad=True)
+    known = torch.ones(1, 1, 1, 1, requires_grad=True)
+    tokens = torch.zeros(1, 1, 1, dtype=torch.int64)
+    terms = codebook_terms(Quantised(told, known, tokens), commitment=0.25, legacy=legacy)
+    book, encoder = (0.25, 1.0) if legacy else (1.0, 0.25)
+    assert (terms["codebook"].item(), terms["commitment"].item()) == (book, encoder)
+    terms["codebook"].backward(retain_graph=True)
+    assert told.grad is None and known.grad.item() == 2 * book
+    terms["commitment"].backward()
+    assert told.grad.item() == -2 * encoder and known.grad.item() == 2 * book
+
+
+@pytest.mark.parametrize("tokens, expected", [
+    ([0, 1, 2, 3], 4), ([5] * 7, 1), ([0, 0, 1, 2], 2**1.5),
+])
+def test_perplexity_counts_as_if_all_were_used_alike(tokens, expected):
+    assert perplexity(torch.tensor(tokens), 6).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_dead_are_moved_after_their_patience_and_the_used_are_not(rng):
+    codebook, code = Codebook(4, 2, patience=2), 5 + torch.randn(2, 2, 4, 4, generator=rng)
+    codebook.embedding.weight.data[0] = 5.0
+    assert codebook.revive(code) == 0
+    assert codebook.revive(code) == 3
+    assert torch.equal(codebook.embedding.weight[0], torch.full((2,), 5.0))
+    places = {tuple(place) for place in code.movedim(1, -1).flatten(0, 2).tolist()}
+    assert {tuple(row) for row in codebook.embedding.weight[1:].tolist()} <= places
+
+    published = Codebook(4, 2)
+    before = published.embedding.weight.clone()
+    assert sum(published.revive(code) for _ in range(9)) == 0
+    assert torch.equal(before, published.embedding.weight)
+
+
+def test_the_adaptive_weight_makes_both_push_alike(rng):
+    layer = torch.randn(3, 4, generator=rng, requires_grad=True)
+    faithful, adversarial = (7 * layer).sum(), (0.01 * layer.square()).sum()
+    weight = adaptive_weight(faithful, adversarial, layer)
+    push, other = (torch.autograd.grad(loss, layer)[0].norm() for loss in
+                   (faithful, weight * adversarial))
+    assert other == pytest.approx(push.item(), rel=0.01)
+    assert adaptive_weight((7 * layer).sum(), (0 * layer).sum(), layer) == 1e4
+
+
+# --- first stages
+
+def test_exactly_what_is_trained_moves_and_all_of_it_gets_gradients():
+    model = build(cosines=False)
+    before = copy.deepcopy(model.state_dict())
+    (log,) = training_loop(model, [DATASET.batch()], make_optimizers(model, optim(model)))
+    assert set(log) == {"autoencoder/l1", "autoencoder/adversarial", "autoencoder/codebook",
+                        "autoencoder/commitment", "discriminator/adversarial"}
+    for key, weight in model.named_parameters():
+        assert weight.grad is not None, key
+        # Dead codes stay, and a hinge pushes a judge's last bias up and down alike at first.
+        if "codebook" not in key and key != "discriminator.layers.2.0.bias":
+            assert not torch.equal(weight, before[key]), key
+
+
+def test_the_judge_is_silent_before_its_start():
+    model = build(adversarial_start=5)
+    for step, names in [(4, ["autoencoder"]), (5, ["autoencoder", "discriminator"])]:
+        yielded = dict(model.train().training_losses(DATASET.batch(), step))
+        assert list(yielded) == names
+        assert ("adversarial" in yielded["autoencoder"]) == (step == 5)
+    assert build(discriminator_channels=0).trained == ("autoencoder",)
+
+
+def test_tokens_and_latents_say_the_same(rng):
+    model = build().eval()
+    image = 2 * torch.rand(2, 3, 16, 24, generator=rng) - 1
+    tokens = model.tokens(image)
+    assert tokens.shape == (2, 4, 6) and model.downsampling == 4
+    assert torch.equal(model.draw(tokens), model.decode(model.encode(image)))
+    with pytest.raises(InputError, match="multiples of 4 pixels"):
+        model.tokens(image[..., :-2])
+
+
+def test_a_few_steps_use_half_of_the_book_and_draw_nearer():
+    data, model = Blocks(num_images=8, resolution=64), build(
+        channels=16, patience=3, discriminator_channels=0)
+    image = data.batch(8).image
+
+    def distance() -> float:
+        with torch.no_grad():
+            return (model.eval().draw(model.tokens(image)) - image).abs().mean().item()
+
+    before = distance()
+    batches = training_batches(data, same, batch_size=4, num_steps=30)
+    list(training_loop(model, batches, make_optimizers(model, optim(model))))
+    assert distance() < 0.5 * before
+    assert len(model.tokens(image).unique()) >= 16
+
+
+def test_maps_are_told_and_read_back():
+    data = Blocks(num_images=8, resolution=32)
+    torch.manual_seed(0)
+    networks = EncoderDecoder(Sizes(16, (1,), 1, groups=4, patch=4), 8, 8, False, 12)
+    model, batch = MapAutoencoder(networks, Codebook(32, 8, patience=3), 12), data.batch(8)
+    batches = training_batches(data, same, batch_size=8, num_steps=100)
+    list(training_loop(model, batches, make_optimizers(model, optim(model, lr=5e-3))))
+    read = model.eval().read(model.tokens(batch.label_map))
+    assert (read == batch.label_map).float().mean() > 0.5  # chance: a twelfth
+    void = batch._replace(label_map=torch.full_like(batch.label_map, IGNORE_INDEX))
+    (_, terms), = model.train().training_losses(void, 0)
+    assert all(value.isfinite() for value in terms.values())
+
+
+# --- the transformer
+
+@torch.no_grad()
+def test_nothing_looks_ahead(rng):
+    network, tokens = gpt(), torch.randint(20, (2, 15), generator=rng)
+    whole = network(tokens)
+    for place in range(15):
+        other = tokens.clone()
+        other[:, place:] = torch.randint(20, other[:, place:].shape, generator=rng)
+        assert torch.allclose(network(other)[:, :place], whole[:, :place], atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pieces", [[15], [1] * 15, [7, 1, 1, 6], [3, 12]])
+def test_a_cache_changes_nothing(pieces, rng):
+    network, tokens = gpt(), torch.randint(20, (2, 15), generator=rng)
+    cache = network.cache()
+    parts = [network(part, cache) for part in tokens.split(pieces, dim=1)]
+    assert torch.allclose(torch.cat(parts, dim=1), network(tokens), atol=1e-5)
+    assert cache.length == 15
+
+
+def test_too_long_a_sentence_is_a_sentence():
+    network, cache = gpt(), gpt().cache()
+    with pytest.raises(InputError, match="reads 24 tokens at most, not 25"):
+        network(torch.zeros(1, 25, dtype=torch.int64))
+    network(torch.zeros(1, 20, dtype=torch.int64), cache)
+    with pytest.raises(InputError, match="not 26"):
+        network(torch.zeros(1, 6, dtype=torch.int64), cache)
+    with pytest.raises(InputError, match="3 heads cannot share a width of 16"):
+        gpt(num_heads=3)
+
+
+@torch.no_grad()
+def test_only_the_words_of_the_image_count(rng):
+    network = gpt()
+    maps, image = (torch.randint(20, (3, length), generator=rng) for length in (5, 7))
+    sentence = torch.cat([maps, image], dim=1)
+    chances = network(sentence).log_softmax(-1)
+    told = [-chances[:, place - 1].gather(1, sentence[:, place, None]) for place in range(5, 12)]
+    assert torch.allclose(image_token_loss(network, maps, image), torch.stack(told).mean())
+
+
+@pytest.mark.parametrize("options, expected", [
+    ({}, [0.5, 0.25, 0.15, 0.1]), ({"top_k": 1}, [1, 0, 0, 0]),
+    ({"temperature": 0.0}, [1, 0, 0, 0]),
+    ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0]), ({"top_p": 0.5}, [1, 0, 0, 0]),
+    ({"top_p": 0.51}, [2 / 3, 1 / 3, 0, 0]), ({"top_k": 9, "top_p": 1.0}, [0.5, 0.25, 0.15, 0.1]),
+    ({"temperature": 0.5}, [0.25 / 0.345, 0.0625 / 0.345, 0.0225 / 0.345, 0.01 / 0.345]),
+])
+def test_the_next_word_is_narrowed_as_asked(options, expected):
+    order = torch.tensor([2, 0, 3, 1])  # likelihoods need not be sorted
+    logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()[order][None]
+    chances = narrowed(logits, **options).softmax(-1)[0]
+    assert torch.allclose(chances, torch.tensor(expected, dtype=torch.float32)[order], atol=1e-6)
+
+
+def test_equal_logits_do_not_let_more_than_k_pass():
+    assert (narrowed(torch.zeros(2, 6), top_k=2) > NEVER).sum(1).tolist() == [2, 2]
+
+
+@torch.no_grad()
+def test_writing_follows_the_rng_and_greed_is_deterministic():
+    network, prompt = gpt(), torch.zeros(3, 2, dtype=torch.int64)
+
+    def written(seed: int, **options) -> torch.Tensor:
+        return write(network, prompt, 12, rng=torch.Generator().manual_seed(seed), **options)
+
+    assert written(0).shape == (3, 12)
+    assert torch.equal(written(0), written(0)) and not torch.equal(written(0), written(1))
+    assert torch.equal(written(0), written(0, cached=False))
+    greedy = written(0, temperature=0.0)
+    assert torch.equal(greedy, written(1, temperature=0.0))
+    sentence = torch.cat([prompt, greedy], dim=1)
+    assert torch.equal(network(sentence)[:, 1:-1].argmax(-1), greedy)
+    assert written(0, choices=slice(8, None)).min() >= 8
+
+
+# --- published weights
+
+def test_counts_are_the_published_ones():
+    with torch.device("meta"):
+        first = vq_autoencoder(perceptual="none")
+        parts = [first.autoencoder["networks"], first.autoencoder["codebook"]]
+        assert sum(w.numel() for part in parts for w in part.parameters()) == 72_141_699
+        assert sum(w.numel() for w in first.discriminator.parameters()) == 2_765_633
+        assert sum(w.numel() for w in GPT(1024).parameters()) == 304_932_864
+
+
+def test_weights_that_do_not_fit_are_a_sentence():
+    with pytest.raises(InputError, match="quantize.embedding should be its codebook"):
+        VQAutoencoder.from_official({"conv.weight": torch.zeros(1, 1, 3, 3)})
+    with pytest.raises(InputError, match="tok_emb, pos_emb and blocks.0"):
+        GPT.from_official({"tok_emb.weight": torch.zeros(3, 4)})
