@@ -6,6 +6,8 @@
     python -m benchmarks spade              a SPADE step at 256 px; a generator of MONAI's blocks
     python -m benchmarks sdm                a diffusion step beside diffusers' U-Net; its samples
     python -m benchmarks stylegan           a StyleGAN step beside its convolutions, both its forms
+    python -m benchmarks autoencoder        a first stage's step beside its convolutions
+    python -m benchmarks vqgan              tokens a second, with a cache and without
     python -m benchmarks evaluation         106 façades evaluated, beside sampling and judging alone
     python -m benchmarks lessons            seconds of every notebook in test mode
     python -m benchmarks reading_time       seconds of every notebook as a reader runs it (long)
@@ -14,6 +16,7 @@ import sys
 from collections.abc import Callable
 
 from . import (
+    autoencoder,
     evaluation,
     imports,
     lessons,
@@ -24,6 +27,7 @@ from . import (
     spade,
     steps,
     stylegan,
+    vqgan,
 )
 from .rows import Row, circumstances, table
 
@@ -36,6 +40,8 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "spade": spade.measure,
     "stylegan": stylegan.measure,
     "sdm": sdm.measure,
+    "autoencoder": autoencoder.measure,
+    "vqgan": vqgan.measure,
     "evaluation": evaluation.measure,
     "lessons": lambda: lessons.measure(in_test=True),
     "reading_time": lambda: lessons.measure(in_test=False),

@@ -703,14 +703,15 @@ class TinyAutoencoder(PublishedAutoencoder):
         "From the two files that its author publishes, the sizes read from names and shapes."
         return official_tiny(encoder, decoder)
 
-# %% ../nbs/20_autoencoder.ipynb #7c5c01b8
+# %% ../nbs/20_autoencoder.ipynb #84722592
 def read_published(
     kind: type[nn.Module],  # Of diffusers
     source: str | Path,     # A folder, or a name on the hub
 ) -> nn.Module:
     "The network with its weights, or one sentence that says how to fetch it by hand."
     try:
-        return kind.from_pretrained(source).eval()
+        # Else diffusers advises everybody to install another package.
+        return kind.from_pretrained(source, low_cpu_mem_usage=False).eval()
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
