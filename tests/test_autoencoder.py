@@ -291,6 +291,25 @@ def test_a_first_stage_draws_nothing_from_maps_and_says_so():
         configs.sampling_options(config)
 
 
+def test_the_command_line_trains_and_exports_one_and_says_what_it_cannot_do(tmp_path, capsys):
+    from semsynth.cli import main
+
+    run, file = tmp_path / "run", tmp_path / "mine.safetensors"
+    words = ["data.resolution=32", "data.load_resolution=32", "model.channels=8", "model.groups=4",
+             "train.num_steps=2", "train.batch_size=2", f"--run-dir={run}", "--gpus=0"]
+    assert main(["train", "--dataset=synthetic", "--model=autoencoder", *words]) == 0
+    assert f"Next: semsynth export {run}" in capsys.readouterr().out
+    assert main(["export", str(run), "-o", str(file)]) == 0
+    card = file.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| PSNR | " in card and "| latents | 4 x 8 x 8, std " in card
+    assert file.with_suffix(".png").is_file()
+    for verb in (["sample", str(file), "x.png", "-o", str(tmp_path)],
+                 ["evaluate", str(file), "-o", str(tmp_path)],
+                 ["compare", str(file), "-o", str(tmp_path)], ["paint", str(file)]):
+        assert main(verb) == 2
+        assert "autoencoder is a first stage" in capsys.readouterr().err, verb
+
+
 def test_saved_weights_load_by_either_door(tmp_path, rng):
     words = ["model.channels=8", "model.groups=4", "model.perceptual=none"]
     config = configs.resolved(configs.find_config("synthetic", "autoencoder", words))
