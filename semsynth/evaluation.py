@@ -87,7 +87,7 @@ from semsynth.segmenter import (
     segmenter_features,
     shipped_segmenters,
 )
-from .synthesizer import Losses, Synthesizer
+from .synthesizer import Losses, Synthesizer, frozen
 
 # %% ../nbs/91b_evaluation.ipynb #0a15a9cf
 class Judges(NamedTuple):
@@ -432,8 +432,9 @@ def cost(
 ) -> dict[str, int | float]:
     "What one image costs: parameters, billions of multiplications, milliseconds, megabytes."
     draw = drawing(model, options)
-    # The first call finds its way; it is not counted, but its multiplications are.
-    with FlopCounterMode(display=False) as counter:
+    # The first call finds its way; it is not counted, but its multiplications are. The counter
+    # stumbles over views of weights that ask for gradients.
+    with frozen(model), FlopCounterMode(display=False) as counter:
         draw(batch, 0)
     seconds = []
     for number in range(repeats):
