@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from semsynth import evaluation
-from semsynth.configs import load_weights, shipped_weights
+from semsynth.configs import load_weights, shipped_weights, trained_resolution
 from semsynth.datasets import Facades, Resize, SyntheticFacades, evaluation_batches
 from semsynth.evaluation import (
     ClassMean,
@@ -212,5 +212,5 @@ def test_shipped_weights_draw_what_they_drew(name: str):
         assert f"| {fact}" in card, fact
     kept = np.asarray(PIL.Image.open(path.with_suffix(".png"))).astype(int)
     drawn = np.asarray(preview(weights)).astype(int)
-    assert drawn.shape == kept.shape == (128, 128, 3)
+    assert drawn.shape == kept.shape == (*trained_resolution(weights.config), 3)
     assert np.abs(drawn - kept).mean() < 0.5 and drawn.std() > 20
