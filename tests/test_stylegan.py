@@ -4,8 +4,12 @@ import torch
 from blocks import Blocks
 from torch import Tensor, nn
 
+import semsynth
 from semsynth.configs import find_config, load_weights, save_weights
+from semsynth.datasets import SyntheticFacades
 from semsynth.labels import FACADES, IGNORE_INDEX, Batch, InputError
+from semsynth.metrics import confusion, mean_iou
+from semsynth.segmenter import feature_distance, load_segmenter
 from semsynth.stylegan import (
     PRESETS,
     Discriminator,
@@ -244,3 +248,70 @@ def test_saved_weights_draw_what_they_drew_before(tmp_path, batch: Batch):
     assert (drawn - model.sample(batch.label_map, rng=rng())).abs().max() < 0.05
     again = load_weights(save_weights(tmp_path / "b.safetensors", once, config, FACADES)).model
     assert torch.equal(drawn, again.sample(batch.label_map, rng=rng()))
+
+
+# --- the weights that ship
+
+FLOOR = 0.1  # mean difference of colours of squares of 16 pixels, in [-1, 1]; below it: a collapse
+
+
+def colour_spread(images: Tensor) -> float:
+    "Of the same map in several styles, over all pairs."
+    return spread(list(nn.functional.avg_pool2d(images, 16)))
+
+
+@pytest.fixture(scope="module")
+def houses() -> Batch:
+    dataset = SyntheticFacades("test", num_images=6, resolution=128)
+    samples = [dataset[index] for index in range(len(dataset))]
+    return Batch(*(torch.stack(part) for part in zip(*samples, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def shipped() -> StyleGAN:
+    return semsynth.load("stylegan")
+
+
+@pytest.mark.parametrize("name", ["stylegan", "stylegan-facades"])
+def test_the_weights_have_not_collapsed(name: str, houses: Batch):
+    model = semsynth.load(name)
+    for label_map in houses.label_map[:2, None]:
+        images = model.sample(label_map.expand(6, -1, -1), rng=rng())
+        assert colour_spread(images) > FLOOR
+
+
+def test_a_collapse_is_found(houses: Batch):
+    "The same measure on the same weights, made deaf to w."
+    model = semsynth.load("stylegan")
+    for part in model.generator.synthesis.modules():
+        if hasattr(part, "affine"):
+            nn.init.zeros_(part.affine.weight)
+    images = model.sample(houses.label_map[:1].expand(6, -1, -1), rng=rng())
+    assert colour_spread(images) < FLOOR / 2
+
+
+def layouts(images: Tensor, label_map: Tensor) -> list[float]:
+    "mIoU of the map that was asked for and the one that is read, image by image."
+    counts = confusion(load_segmenter("segmenter-synthetic")(images, (128, 128)), label_map, 12)
+    return [mean_iou(each).item() for each in counts]
+
+
+def test_styles_change_the_look_and_leave_the_layout(shipped: StyleGAN, houses: Batch):
+    label_map = houses.label_map[:1].expand(6, -1, -1)
+    images = shipped.sample(label_map, rng=rng())
+    distance = feature_distance(load_segmenter("perceptual-synthetic"))
+    assert distance(images[:3], images[3:]).mean() > 0.5
+    agreement = layouts(images, label_map)
+    assert min(agreement) > 0.3 and min(agreement) > 0.6 * max(agreement)
+
+
+def test_one_style_follows_every_map(shipped: StyleGAN, houses: Batch):
+    images = shipped.sample(houses.label_map, z=shipped.draw_z(1, rng(3)), rng=rng())
+    own = sum(layouts(images, houses.label_map)) / 6
+    other = sum(layouts(images, houses.label_map.roll(1, 0))) / 6
+    assert own > 1.5 * other
+    walls = [image[:, label_map == 1].mean(1)
+             for image, label_map in zip(images, houses.label_map, strict=True)]
+    photos = [image[:, label_map == 1].mean(1)
+              for image, label_map in zip(houses.image, houses.label_map, strict=True)]
+    assert torch.stack(walls).std(0).mean() < 0.6 * torch.stack(photos).std(0).mean()
