@@ -178,7 +178,7 @@ class SelfAttention(nn.Module):
         parts_first: bool = False,  # Queries of all heads lie together; else: a head's q, k and v
     ):
         super().__init__()
-        self.heads = channels // head_channels if head_channels else num_heads
+        self.heads = max(1, channels // head_channels) if head_channels else num_heads
         self.parts_first = parts_first
         self.norm = norm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
