@@ -180,14 +180,14 @@ GROUP_NORM = Exercise(
     remark="No image sees another, so each may have its own amount of noise.",
 )
 
-# %% ../../nbs/solutions/sdm.ipynb #12448c53
+# %% ../../nbs/solutions/sdm.ipynb #6ebc35e4
 def plausible_saving(answer: float) -> str | None:
     "What any counting comes to, if it is half the share of the way down."
-    if not 0 < answer < 0.5:
-        return "It is a share of both branches together, and one way down is less than half of one."
-    if answer < 0.08:
+    if not 0 < answer < 1:
+        return "The answer is a share, between 0 and 1."
+    if answer < 0.05:
         return "That is less than the way down has: did you count the stem and all of its stages?"
-    if answer > 0.2:
+    if answer > 0.1:
         return "A guided step computes everything twice; one of two ways down would be left out."
     return None
 
@@ -196,7 +196,7 @@ SAVED = Exercise(
     question="Which share of a guided step's multiplications would be saved?",
     level="explore",
     holds=plausible_saving,
-    remark="The map makes the way up the dearer one, so less is saved than one might hope.",
+    remark="A fourteenth: SPADE makes the way up the dear one, so little is saved.",
 )
 
 # %% ../../nbs/solutions/sdm.ipynb #a8ab1567
