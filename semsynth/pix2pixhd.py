@@ -393,7 +393,7 @@ def coarse_part(
     moved = {}
     for name, value in state_dict.items():
         inner = name.removeprefix(place)
-        if inner == name or wrappings <= 0:
+        if wrappings <= 0 or not name.startswith(place):
             moved[name] = value
         elif not inner.startswith("head."):
             moved[place + "coarse." * wrappings + inner] = value
