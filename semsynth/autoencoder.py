@@ -464,7 +464,7 @@ class KLAutoencoder(Autoencoder):
 def autoencoder(
     *,
     channels: int = 128,                     # At full size
-    multipliers: tuple[int, ...] = (1, 2, 4, 4),  # Of `channels`, level by level, half the size each
+    multipliers: tuple[int, ...] = (1, 2, 4, 4),  # Of `channels`, at each level: half the size
     num_blocks: int = 2,                     # A level; one more in the decoder
     attention_levels: tuple[int, ...] = (),  # With attention after each block; 0 is full size
     middle_attention: bool = True,           # At the smallest size, in the middle
@@ -739,7 +739,8 @@ class SceneBlock(nn.Module):
 
 def blocks_between(weights: Mapping[str, Tensor]) -> list[int]:
     "How many blocks stand between one plain convolution of a TAESD and the next."
-    plain = sorted(int(name.split(".")[0]) for name in weights if re.fullmatch(r"\d+\.weight", name))
+    numbered = [name for name in weights if re.fullmatch(r"\d+\.weight", name)]
+    plain = sorted(int(name.split(".")[0]) for name in numbered)
     blocks = {int(name.split(".")[0]) for name in weights if ".conv." in name}
     return [sum(before < n < after for n in blocks) for before, after in pairwise(plain)]
 

@@ -682,10 +682,12 @@ def reconstruction_facts(
         with torch.no_grad():
             latents.append(weights.model.encode(batch.image))
             image = weights.model.decode(latents[-1])
-        rows.append({"PSNR": psnr(image, batch.image)} | image_scores(image, batch.image, distances))
+        scores = image_scores(image, batch.image, distances)
+        rows.append({"PSNR": psnr(image, batch.image)} | scores)
     scores = {name: bootstrap(torch.cat([row[name] for row in rows])) for name in rows[0]}
     size = " x ".join(map(str, trained_resolution(config)))
-    facts = {"measured on": f"{dataset.name}, {split}, {len(dataset)} images, {size}, reconstructed"}
+    what = f"{dataset.name}, {split}, {len(dataset)} images, {size}, reconstructed"
+    facts = {"measured on": what}
     facts |= {name: str(score) for name, score in scores.items()}
     _, channels, height, width = latents[0].shape
     facts["latents"] = f"{channels} x {height} x {width}, std {torch.cat(latents).std():.3f}"
