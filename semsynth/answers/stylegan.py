@@ -216,7 +216,7 @@ NOISE = Exercise(
     remark="Noise is grain: blur both images of a pair a little, and its share all but vanishes.",
 )
 
-# %% ../../nbs/solutions/stylegan.ipynb #e1c78e24
+# %% ../../nbs/solutions/stylegan.ipynb #fe251347
 def code_and_style(answer: object) -> str | None:
     "None if another map's code changes less than another z."
     values = two_differences(answer)
@@ -231,7 +231,7 @@ CODE = Exercise(
     question="How far do images differ by the code of another map, and by z?",
     level="explore",
     holds=code_and_style,
-    remark="The code moves w a little; most of what w says comes from z, so a style can travel.",
+    remark="In these weights the code moves w hardly at all, so a style can travel between maps.",
 )
 
 # %% ../../nbs/solutions/stylegan.ipynb #3c156ef1
