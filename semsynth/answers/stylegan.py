@@ -173,7 +173,7 @@ def some_group() -> tuple[Tensor]:
 
 
 DEVIATION = Exercise(
-    question="Write deviation(x).",
+    question="Write deviation(x), how far the images of a group differ.",
     level="build",
     expected=deviation,
     cases=(some_group(),),
