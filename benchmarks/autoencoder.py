@@ -5,7 +5,7 @@ from semsynth.configs import find_config
 from semsynth.labels import Batch
 
 from .rows import Row, best_of
-from .steps import Recorder, fresh, replay, training_step
+from .steps import against_convolutions, fresh, training_step
 
 RESOLUTION, ROUNDS = 128, 3
 
@@ -17,19 +17,9 @@ def measure() -> list[Row]:
     label_map = torch.zeros(4, RESOLUTION, RESOLUTION, dtype=torch.int64)
     batch, model = Batch(image, label_map, label_map), fresh(config)
     take = training_step(model, config)
+    what = f"first stage step, {RESOLUTION} px, batch 4"
+    rows = against_convolutions(what, lambda: take(batch), ROUNDS)
 
-    def step() -> None:
-        take(batch)
-
-    with Recorder() as recorder:
-        step()
-    replays = [replay(call) for call in recorder.calls]
-
-    def alone() -> None:
-        for again in replays:
-            again()
-
-    whole, parts = best_of(ROUNDS, step, alone)
     model.eval()
     with torch.no_grad():
         latents = model.encode(image)
@@ -37,9 +27,7 @@ def measure() -> list[Row]:
             ROUNDS, lambda: model.encode(image), lambda: model.decode(latents)
         )
     return [
-        Row(f"first stage step, {RESOLUTION} px, batch 4", f"{1000 * whole:.0f} ms"),
-        Row(f"its {len(replays)} convolutions alone", f"{1000 * parts:.0f} ms"),
-        Row("step / convolutions", f"{whole / parts:.2f}"),
+        *rows,
         Row("encode, a single image", f"{250 * there:.1f} ms"),
         Row("decode, a single image", f"{250 * back:.1f} ms"),
     ]

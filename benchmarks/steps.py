@@ -104,14 +104,14 @@ def training_step(model: Synthesizer, config: Config) -> Callable[[Batch], None]
     return step
 
 
-def convolutions() -> list[Row]:
-    "A step may cost little beyond its own convolutions."
-    config, batch = shipped("synthetic"), noise_batch()
-    take = training_step(fresh(config), config)
-
-    def step() -> None:
-        take(batch)
-
+def against_convolutions(
+    what: str,                  # Names the step
+    step: Callable[[], None],
+    rounds: int = ROUNDS,
+    most: float | None = None,  # Times its convolutions that the step may take
+) -> list[Row]:
+    "A step, and all the convolutions that it calls alone: the rest is overhead."
+    step()  # finds its way, and reads what it needs
     with Recorder() as recorder:
         step()
     replays = [replay(call) for call in recorder.calls]
@@ -120,12 +120,21 @@ def convolutions() -> list[Row]:
         for again in replays:
             again()
 
-    whole, parts = best_of(ROUNDS, step, alone)
+    whole, parts = best_of(rounds, step, alone)
+    verdict = () if most is None else (f"<= {most}", whole / parts <= most)
     return [
-        Row("pix2pix step, 128 px, batch 4, as shipped", f"{1000 * whole:.0f} ms"),
+        Row(what, f"{1000 * whole:.0f} ms"),
         Row(f"its {len(replays)} convolutions alone", f"{1000 * parts:.0f} ms"),
-        Row("step / convolutions", f"{whole / parts:.2f}", "<= 1.35", whole / parts <= 1.35),
+        Row("step / convolutions", f"{whole / parts:.2f}", *verdict),
     ]
+
+
+def convolutions() -> list[Row]:
+    "A step may cost little beyond its own convolutions."
+    config, batch = shipped("synthetic"), noise_batch()
+    take = training_step(fresh(config), config)
+    what = "pix2pix step, 128 px, batch 4, as shipped"
+    return against_convolutions(what, lambda: take(batch), most=1.35)
 
 
 def judging() -> list[Row]:

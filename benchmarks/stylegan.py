@@ -8,7 +8,7 @@ from semsynth.configs import find_config
 from semsynth.stylegan import grouped_modulated_conv, modulated_conv, resampling_filter, smoothed
 
 from .rows import Row, best_of
-from .steps import BATCH_SIZE, RESOLUTION, Recorder, fresh, noise_batch, replay, training_step
+from .steps import BATCH_SIZE, RESOLUTION, against_convolutions, fresh, noise_batch, training_step
 
 ROUNDS = 4
 CHANNELS, SIDE = 64, 32  # of the modulated convolution alone: the widest busy layer of the preset
@@ -18,26 +18,8 @@ def whole_step() -> list[Row]:
     "The mini preset as shipped, in a step without lazy terms."
     config = find_config("synthetic", "stylegan", [f"data.resolution={RESOLUTION}"])
     take, batch = training_step(fresh(config), config), noise_batch()
-
-    def step() -> None:
-        take(batch)
-
-    step()  # the first one has all lazy terms
-    with Recorder() as recorder:
-        step()
-    replays = [replay(call) for call in recorder.calls]
-
-    def alone() -> None:
-        for again in replays:
-            again()
-
-    whole, parts = best_of(ROUNDS, step, alone)
-    return [
-        Row(f"StyleGAN step, {RESOLUTION} px, batch {BATCH_SIZE}, as shipped",
-            f"{1000 * whole:.0f} ms"),
-        Row(f"its {len(replays)} convolutions alone", f"{1000 * parts:.0f} ms"),
-        Row("step / convolutions", f"{whole / parts:.2f}"),
-    ]
+    what = f"StyleGAN step, {RESOLUTION} px, batch {BATCH_SIZE}, as shipped"
+    return against_convolutions(what, lambda: take(batch), ROUNDS)
 
 
 def there_and_back(function: Callable[..., Tensor]) -> Callable[[], None]:

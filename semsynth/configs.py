@@ -841,8 +841,7 @@ def shipped_synthesizers(
     "The weights that ship for a dataset, of all families that draw; first stages are left out."
     found = {name: load_source(name) for name in shipped_weights()}
     return {
-        name: weights for name, weights in found.items()
-        if weights.config.data["name"] == dataset and weights.config.model["name"] in MODELS
+        name: weights for name, weights in found.items() if weights.config.data["name"] == dataset
     }
 
 # %% ../nbs/91_configs.ipynb #d4b0acec

@@ -261,7 +261,7 @@ def smallest_size(
     if height % stride or width % stride:
         near = " x ".join(str(stride * max(1, round(side / stride))) for side in (height, width))
         raise InputError(
-            f"this SPADE generator draws sides that are multiples of {stride} pixels, and "
+            f"this generator draws sides that are multiples of {stride} pixels, and "
             f"{height} x {width} is not: the nearest that would work is {near}"
         )
     return height // stride, width // stride

@@ -6,12 +6,12 @@
 __all__ = ['Z', 'W', 'WPlus', 'Code', 'Scales', 'Kernel', 'Filtered', 'Convolved', 'Taps', 'Vectors', 'NoiseKind', 'PixelLogits',
            'PRESETS', 'leaky', 'EqualLinear', 'resampling_filter', 'smoothed', 'upsampled', 'EqualConv2d', 'normalised',
            'MappingNetwork', 'demodulation', 'grouped_modulated_conv', 'modulated_conv', 'Modulation', 'Told',
-           'SynthesisLayer', 'ToRGB', 'widths_by_level', 'SynthesisNetwork', 'smallest_size', 'StyleGAN2Generator',
-           'convolutions_down', 'pyramid', 'MaskConditioning', 'EmbeddingConditioning', 'HistogramConditioning',
-           'ConditionedGenerator', 'DiscriminatorBlock', 'with_deviation', 'Discriminator', 'Verdict',
-           'LayoutDiscriminator', 'pixel_log_odds', 'balance', 'layout_d_loss', 'layout_g_loss', 'r1_penalty',
-           'path_lengths', 'likeness', 'StyleGANLosses', 'StyleGAN', 'conditioning_of', 'stylegan', 'over_frozen',
-           'official_stylegan2', 'without_filters', 'official_stylegan2_layers']
+           'SynthesisLayer', 'ToRGB', 'widths_by_level', 'SynthesisNetwork', 'StyleGAN2Generator', 'convolutions_down',
+           'pyramid', 'MaskConditioning', 'EmbeddingConditioning', 'HistogramConditioning', 'ConditionedGenerator',
+           'DiscriminatorBlock', 'with_deviation', 'Discriminator', 'Verdict', 'LayoutDiscriminator', 'pixel_log_odds',
+           'balance', 'layout_d_loss', 'layout_g_loss', 'r1_penalty', 'path_lengths', 'likeness', 'StyleGANLosses',
+           'StyleGAN', 'conditioning_of', 'stylegan', 'over_frozen', 'official_stylegan2', 'without_filters',
+           'official_stylegan2_layers']
 
 # %% ../nbs/14_stylegan.ipynb #4a87cd0e
 import math
@@ -45,6 +45,7 @@ from semsynth.labels import (
     Semantics,
     semantics,
 )
+from .spade import smallest_size
 from .synthesizer import Losses, Synthesizer, frozen
 
 # %% ../nbs/14_stylegan.ipynb #0bc8f867
@@ -333,21 +334,6 @@ class SynthesisNetwork(nn.Module):
         x = self.const.expand(batch, -1, -1, -1)
         start = (4, 4) if size is None else smallest_size(*size, self.stride)
         return x if start == (4, 4) else F.interpolate(x, start, mode="bilinear")
-
-# %% ../nbs/14_stylegan.ipynb #16df00a7
-def smallest_size(
-    height: int,  # Of the map, in pixels
-    width: int,   # Of the map, in pixels
-    stride: int,  # How many times smaller the generator begins
-) -> tuple[int, int]:
-    "Where the generator begins; an InputError where the doublings would miss the map's size."
-    if height % stride or width % stride:
-        near = " x ".join(str(stride * max(1, round(side / stride))) for side in (height, width))
-        raise InputError(
-            f"this StyleGAN draws sides that are multiples of {stride} pixels, and "
-            f"{height} x {width} is not: the nearest that would work is {near}"
-        )
-    return height // stride, width // stride
 
 # %% ../nbs/14_stylegan.ipynb #0f1b0ff6
 class StyleGAN2Generator(nn.Module):
