@@ -19,12 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from semsynth.configs import (
-    DATASETS,
-    load_synthesizer,
-    shipped_synthesizers,
-    shipped_weights,
-)
+from .configs import load_synthesizer, shipped_weights
 from .labels import InputError
 from .painting import SIDES
 
@@ -67,8 +62,7 @@ def named_sources(
 ) -> dict[str, str]:
     "Name to source, each checked by loading it."
     shipped = shipped_weights()
-    draws = {name for dataset in DATASETS for name in shipped_synthesizers(dataset)}
-    chosen = list(given) or sorted(draws)
+    chosen = list(given) or list(shipped)
     if not chosen:
         raise InputError("no weights ship yet: name a run, as in semsynth paint runs/mine")
     spaces, sources = {}, {}

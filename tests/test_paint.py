@@ -90,8 +90,11 @@ def test_the_server_wants_its_token_and_ends_with_control_c(tmp_path: Path):
     environment = os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
     if os.name == "posix" and os.geteuid() == 0:  # which a container's user is
         (tmp_path / "jupyter_server_config.py").write_text("c.ServerApp.allow_root = True\n")
+    # Whoever starts the tests with nohup and & has Ctrl-C ignored, and children would inherit it.
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                          env=environment, start_new_session=True) as process:
+                          env=environment, start_new_session=True,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                          ) as process:
         try:
             address, token = re.search(r"(http\S+)/lab\S+token=(\S+)", process.stdout.readline()
                                        ).groups()
