@@ -29,6 +29,7 @@ class Trainable(nn.Module, ABC):
     "Anything that learns: names what it trains, and yields its losses in the order of updates."
 
     trained: tuple[str, ...]  # submodules that learn, one optimizer each; others stay in eval()
+    given: tuple[str, ...] = ()  # submodules trained before, whose weights are kept elsewhere
 
     @abstractmethod
     def training_losses(

@@ -1,5 +1,6 @@
 "Configs, weights and runs: what is read, what is refused; every config that ships trains."
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -285,6 +286,21 @@ def test_weights_are_small_and_leave_the_judge_at_home(saved):
     }
     numbers = sum(value.numel() for value in configs.sampling_state(model).values())
     assert path.stat().st_size < 2.5 * numbers + 20_000
+
+
+def test_what_was_given_stays_at_home_and_must_be_the_same(saved, monkeypatch, tmp_path: Path):
+    _, model, config = saved
+    learned = model.trained[-1]
+    monkeypatch.setattr(type(model), "given", (learned,))
+    path = save_weights(tmp_path / "small.safetensors", model, config, FACADES)
+    with safe_open(path, framework="pt") as file:
+        assert not any(key.startswith(f"{learned}.") for key in file.keys())
+        kept = json.loads(file.metadata()["semsynth"])["given"]
+    assert kept == configs.fingerprints(model)
+    with pytest.raises(InputError, match=f"was trained with another {learned}"):
+        load_weights(path)
+    monkeypatch.setattr(configs, "build_model", lambda *_: model)
+    assert load_weights(path).model is model
 
 
 def test_a_card_lies_beside_the_weights(saved):
