@@ -58,7 +58,7 @@ DATA ?=
 RUN := runs/$(MODEL)-$(DATASET)-weights
 NAME := $(MODEL)$(if $(filter-out synthetic,$(DATASET)),-$(DATASET))
 ROOT := $(if $(DATA),--data-root $(DATA))
-FIRST_STAGE := $(filter autoencoder,$(MODEL))
+FIRST_STAGE := $(filter autoencoder vqgan_autoencoder map_autoencoder,$(MODEL))
 weights: $(READY)
 	if [ -f $(RUN)/checkpoint.pt ]; then $(BIN)/semsynth train --resume $(RUN); else \
 	$(BIN)/semsynth train --dataset $(DATASET) --model $(MODEL) $(ROOT) --run-dir $(RUN) $(SET); fi

@@ -9,14 +9,16 @@ __all__ = ['Widened', 'Resized', 'Code', 'Picture', 'PerImage', 'PRESETS', 'BLOC
            'begin_linear', 'LatentStatistics', 'LossWeights', 'KLAutoencoder', 'autoencoder', 'first_stage_weights',
            'count_of', 'official_sizes', 'official_level', 'official_ends', 'official_layers', 'official_networks',
            'official_kl', 'PublishedAutoencoder', 'StableDiffusionAutoencoder', 'TinyAutoencoder', 'read_published',
-           'SceneBlock', 'blocks_between', 'official_tiny', 'fill_tiny', 'shipped_autoencoders', 'load_autoencoder']
+           'SceneBlock', 'blocks_between', 'official_tiny', 'fill_tiny', 'shipped_stages', 'read_stage', 'load_stage',
+           'shipped_autoencoders', 'load_autoencoder']
 
 # %% ../nbs/20_autoencoder.ipynb #6e7ed8ae
 import json
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -32,7 +34,7 @@ import semsynth
 from .cgan import Features, load_official, official_weights
 from .labels import Batch, Image, InputError, Latents, did_you_mean
 from .pix2pixhd import PerceptualLoss, perceptual_loss
-from .synthesizer import Autoencoder, Losses
+from .synthesizer import Autoencoder, Losses, Trainable
 
 # %% ../nbs/20_autoencoder.ipynb #7bbd4160
 Widened = Float[Tensor, "batch out_channels height width"]                    # or narrowed
@@ -786,30 +788,62 @@ def fill_tiny(layers: nn.Sequential, weights: Mapping[str, Tensor], shift: int) 
     load_official(layers, weights, names)
 
 # %% ../nbs/20_autoencoder.ipynb #dc80ea77
-def shipped_autoencoders() -> dict[str, Path]:
-    "The first stages that ship, by name."
+def shipped_stages(
+    family: str,  # Such as autoencoder
+) -> dict[str, Path]:
+    "The first stages of a family that ship, by name."
     folder = Path(semsynth.__file__).parent / "weights"
-    return {path.stem: path for path in sorted(folder.glob("autoencoder*.safetensors"))}
+    return {path.stem: path for path in sorted(folder.glob(f"{family}*.safetensors"))}
+
+
+def read_stage(
+    path: Path,                         # A .safetensors file that describes itself
+    builder: Callable[..., Trainable],  # Named as the family is
+    **changes: object,                  # Arguments of the builder that differ from what is told
+) -> Trainable:
+    "The first stage in a file of weights."
+    with safe_open(path, framework="pt") as file:
+        described = json.loads((file.metadata() or {})["semsynth"])
+        state = {key: file.get_tensor(key) for key in file.keys()}
+    sizes = {key: tuple(v) if type(v) is list else v for key, v in described["model"].items()}
+    if sizes.pop("name") != builder.__name__:
+        raise KeyError(f"it holds {described['model']['name']}, not {builder.__name__}")
+    sizes.pop("preset", None)
+    if "num_classes" in signature(builder).parameters:
+        sizes["num_classes"] = len(json.loads(described["label_space"])["names"])
+    model = builder(**sizes | changes)
+    own = model.state_dict()
+    model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
+    return model
+
+
+def load_stage(
+    name: str | Path,                   # Of one that ships, or a .safetensors file
+    builder: Callable[..., Trainable],  # Named as the family is
+    **changes: object,                  # Arguments of the builder that differ from what is told
+) -> Trainable:
+    "A trained first stage, frozen: what the families in its latent space are built on."
+    shipped = shipped_stages(builder.__name__)
+    path = shipped.get(str(name), Path(name))
+    if not path.is_file():
+        raise InputError(f"there is no first stage {name}: {did_you_mean(str(name), shipped)}")
+    try:
+        model = read_stage(path, builder, **changes)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0].strip("'\"")
+        raise InputError(f"{path} is no first stage of semsynth, or damaged: {reason}") from None
+    return model.eval().requires_grad_(False)
+
+
+# %% ../nbs/20_autoencoder.ipynb #6f66b7a2
+def shipped_autoencoders() -> dict[str, Path]:
+    "The first stages of this chapter that ship, by name."
+    return shipped_stages("autoencoder")
 
 
 def load_autoencoder(
     name: str | Path,  # Of one that ships, such as autoencoder-facades, or a .safetensors file
 ) -> KLAutoencoder:
-    "A trained first stage, frozen: what the families in its latent space are built on."
-    shipped = shipped_autoencoders()
-    path = shipped.get(str(name), Path(name))
-    if not path.is_file():
-        raise InputError(f"there is no first stage {name}: {did_you_mean(str(name), shipped)}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})["semsynth"])["model"]
-            state = {key: file.get_tensor(key) for key in file.keys()}
-        sizes = {key: value for key, value in described.items() if key not in ("name", "preset")}
-        sizes = {key: tuple(v) if type(v) is list else v for key, v in sizes.items()}
-        model = autoencoder(**sizes)
-        own = model.state_dict()
-        model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
-    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} is no first stage of semsynth, or damaged: {reason}") from None
-    return model.eval().requires_grad_(False)
+    "A trained autoencoder, frozen."
+    return load_stage(name, autoencoder)
+

@@ -7,7 +7,8 @@ __all__ = ['FEATURES', 'Samples', 'Draw', 'BATCH_SIZE', 'VARYING', 'COSTS', 'PAG
            'find_distances', 'find_judges', 'Measurements', 'drawing', 'resize_image', 'ClassMean', 'another_look',
            'Plan', 'evaluate', 'drawn', 'singly', 'Alive', 'peak_memory', 'cost', 'protocol_of', 'plain', 'Evaluation',
            'report_card', 'photographs', 'trivial_reports', 'table_of', 'cost_of', 'main_scores', 'cost_plot',
-           'same_maps', 'preview', 'reconstruction_facts', 'html_table', 'write_comparison', 'pipe_table', 'write_text']
+           'same_maps', 'preview', 'reconstruction_facts', 'image_facts', 'map_facts', 'code_facts', 'html_table',
+           'write_comparison', 'pipe_table', 'write_text']
 
 # %% ../nbs/91b_evaluation.ipynb #04291e40
 import html
@@ -15,7 +16,7 @@ import os
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,11 +72,14 @@ from semsynth.metrics import (
     commit,
     compare_features,
     comparison,
+    confusion,
     diversity,
     image_scores,
     inception_features,
     lpips,
     machine,
+    mean_iou,
+    pixel_accuracy,
     segformer,
     squeezenet_features,
     vgg_features,
@@ -87,7 +91,8 @@ from semsynth.segmenter import (
     segmenter_features,
     shipped_segmenters,
 )
-from .synthesizer import Losses, Synthesizer, frozen
+from .synthesizer import Autoencoder, Losses, Synthesizer, frozen
+from .vqgan import MapAutoencoder, VQAutoencoder, perplexity
 
 # %% ../nbs/91b_evaluation.ipynb #0a15a9cf
 class Judges(NamedTuple):
@@ -672,26 +677,68 @@ def reconstruction_facts(
     weights: Weights,  # Of a first stage
     split: str = "test",
 ) -> dict[str, str]:
-    "How near a first stage comes to images that it has not learned from, for its card."
+    "How near a first stage comes to what it has not learned from, for its card."
     config = with_dataset(weights.config)
     if "num_images" in data_settings(config.data["name"]):
         config.data["num_images"] = 100
     dataset, resize = build_dataset(config, split), build_resize(config)
-    distances, rows, latents = find_distances(dataset.name), [], []
-    for batch in evaluation_batches(dataset, resize, batch_size=BATCH_SIZE):
-        with torch.no_grad():
-            latents.append(weights.model.encode(batch.image))
-            image = weights.model.decode(latents[-1])
-        scores = image_scores(image, batch.image, distances)
-        rows.append({"PSNR": psnr(image, batch.image)} | scores)
-    scores = {name: bootstrap(torch.cat([row[name] for row in rows])) for name in rows[0]}
+    batches = evaluation_batches(dataset, resize, batch_size=BATCH_SIZE)
+    maps = isinstance(weights.model, MapAutoencoder)
     size = " x ".join(map(str, trained_resolution(config)))
-    what = f"{dataset.name}, {split}, {len(dataset)} images, {size}, reconstructed"
-    facts = {"measured on": what}
-    facts |= {name: str(score) for name, score in scores.items()}
+    what = f"{len(dataset)} {'maps' if maps else 'images'}, {size}, reconstructed"
+    measure = map_facts if maps else image_facts
+    facts = {"measured on": f"{dataset.name}, {split}, {what}"}
+    return facts | measure(weights.model, batches, find_distances(dataset.name))
+
+
+@torch.no_grad()
+def image_facts(
+    model: Autoencoder,
+    batches: Iterable[Batch],
+    distances: Mapping[str, PairDistance],
+) -> dict[str, str]:
+    "Scores of reconstructed images; what latents are like, and which words are in use."
+    rows, latents, tokens = [], [], []
+    for batch in batches:
+        latents.append(model.encode(batch.image))
+        image = model.decode(latents[-1])
+        rows.append({"PSNR": psnr(image, batch.image)}
+                    | image_scores(image, batch.image, distances))
+        if isinstance(model, VQAutoencoder):
+            tokens.append(model.tokens(batch.image))
+    facts = {name: str(bootstrap(torch.cat([row[name] for row in rows]))) for name in rows[0]}
     _, channels, height, width = latents[0].shape
     facts["latents"] = f"{channels} x {height} x {width}, std {torch.cat(latents).std():.3f}"
-    return facts
+    return facts | (code_facts(torch.cat(tokens), model.codebook_size) if tokens else {})
+
+
+@torch.no_grad()
+def map_facts(
+    model: MapAutoencoder,
+    batches: Iterable[Batch],
+    distances: Mapping[str, PairDistance] = {},  # Between images: of no use here
+) -> dict[str, str]:
+    "Agreement of maps that were told in tokens and read back, and which words are in use."
+    counts, tokens = [], []
+    for batch in batches:
+        tokens.append(model.tokens(batch.label_map))
+        read = model.read(tokens[-1])
+        counts.append(confusion(read, batch.label_map, model.num_classes))
+    counts = torch.cat(counts)
+    facts = {"pixel accuracy": f"{pixel_accuracy(counts.sum(0)):.4f}",
+             "mIoU": f"{mean_iou(counts.sum(0)):.4f}"}
+    return facts | code_facts(torch.cat(tokens), model.codebook_size)
+
+
+def code_facts(
+    tokens: Int64[Tensor, "images height width"],
+    codebook_size: int,
+) -> dict[str, str]:
+    "The grid of tokens, and how much of the codebook is in use."
+    _, height, width = tokens.shape
+    used = len(tokens.unique())
+    share = f"{used} of {codebook_size}, perplexity {perplexity(tokens, codebook_size):.0f}"
+    return {"tokens": f"{height} x {width}", "codes in use": share}
 
 # %% ../nbs/91b_evaluation.ipynb #85cec25c
 PAGE = """<!doctype html>

@@ -23,7 +23,7 @@ from semsynth.vqgan import (
     narrowed,
     nearest,
     perplexity,
-    vq_autoencoder,
+    vqgan_autoencoder,
     write,
 )
 
@@ -33,9 +33,9 @@ NEVER = -torch.inf
 
 def build(seed: int = 0, **changes) -> VQAutoencoder:
     torch.manual_seed(seed)
-    small = {"channels": 8, "groups": 4, "codebook_size": 32, "discriminator_channels": 4,
-             "discriminator_layers": 1, "adversarial_start": 0}
-    return vq_autoencoder(**FIRST_STAGE_PRESETS["mini"] | small | changes)
+    small = {"channels": 8, "groups": 4, "patch": 2, "codebook_size": 32, "code_channels": 4,
+             "discriminator_channels": 4, "discriminator_layers": 1, "adversarial_start": 0}
+    return vqgan_autoencoder(**FIRST_STAGE_PRESETS["mini"] | small | changes)
 
 
 def gpt(**changes) -> GPT:
@@ -90,11 +90,13 @@ def test_perplexity_counts_as_if_all_were_used_alike(tokens, expected):
 def test_the_dead_are_moved_after_their_patience_and_the_used_are_not(rng):
     codebook, code = Codebook(4, 2, patience=2), 5 + torch.randn(2, 2, 4, 4, generator=rng)
     codebook.embedding.weight.data[0] = 5.0
-    assert codebook.revive(code) == 0
-    assert codebook.revive(code) == 3
+    assert codebook.revive(code) == 3  # a new book counts as unused
     assert torch.equal(codebook.embedding.weight[0], torch.full((2,), 5.0))
     places = {tuple(place) for place in code.movedim(1, -1).flatten(0, 2).tolist()}
     assert {tuple(row) for row in codebook.embedding.weight[1:].tolist()} <= places
+
+    codebook.embedding.weight.data[1:] = -100.0
+    assert [codebook.revive(code) for _ in range(2)] == [0, 3]
 
     published = Codebook(4, 2)
     before = published.embedding.weight.clone()
@@ -258,7 +260,7 @@ def test_writing_follows_the_rng_and_greed_is_deterministic():
 
 def test_counts_are_the_published_ones():
     with torch.device("meta"):
-        first = vq_autoencoder(perceptual="none")
+        first = vqgan_autoencoder(perceptual="none")
         parts = [first.autoencoder["networks"], first.autoencoder["codebook"]]
         assert sum(w.numel() for part in parts for w in part.parameters()) == 72_141_699
         assert sum(w.numel() for w in first.discriminator.parameters()) == 2_765_633
