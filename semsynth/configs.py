@@ -51,6 +51,8 @@ from semsynth.datasets import (
     SyntheticFacades,
 )
 from .labels import LABEL_SPACES, InputError, LabelSpace, did_you_mean
+from .latent_flow import FEW_STEP_PRESETS, few_step_flow, latent_flow
+from .latent_flow import PRESETS as LATENT_FLOW_PRESETS
 from .pix2pix import PRESETS as PIX2PIX_PRESETS
 from .pix2pix import pix2pix
 from .pix2pixhd import PRESETS as PIX2PIXHD_PRESETS
@@ -83,6 +85,8 @@ MODELS = {
     "pix2pixhd": Family(pix2pixhd, PIX2PIXHD_PRESETS),
     "spade": Family(spade, SPADE_PRESETS),
     "sdm": Family(sdm, SDM_PRESETS),
+    "latent_flow": Family(latent_flow, LATENT_FLOW_PRESETS),
+    "few_step_flow": Family(few_step_flow, FEW_STEP_PRESETS),
     "stylegan": Family(stylegan, STYLEGAN_PRESETS),
 }
 
@@ -627,9 +631,10 @@ def read_record(
 def sampling_state(
     model: Trainable,  # Any family
 ) -> dict[str, torch.Tensor]:
-    "The tensors that sampling reads: all but the discriminator's, which only ever judged."
+    "The tensors that sampling reads: all but those of who only ever judged or taught."
     state = model.state_dict()
-    return {key: value for key, value in state.items() if not key.startswith("discriminator.")}
+    apart = ("discriminator.", "teacher.")
+    return {key: value for key, value in state.items() if not key.startswith(apart)}
 
 
 def own_state(

@@ -7,17 +7,15 @@ __all__ = ['Velocity', 'TABLEAUX', 'Solver', 'SOLVERS', 'TIMES', 'Tokens', 'COND
            'TransformerBlock', 'places', 'DiT', 'labels_alone', 'LatentFlow', 'guided_velocity', 'FewStepFlow', 'walk',
            'spread_steps', 'open_first_stage', 'flow_network', 'latent_flow', 'few_step_flow']
 
-# %% ../nbs/40_latent_flow.ipynb #3fb88ffc
-import math
+# %% ../nbs/40_latent_flow.ipynb #a3fd9a35
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from .autoencoder import StableDiffusionAutoencoder, load_autoencoder
@@ -40,14 +38,12 @@ from semsynth.diffusion import (
 )
 from semsynth.labels import (
     Batch,
-    EdgeMap,
     Image,
     InputError,
     InstanceMap,
     LabelMap,
     Latents,
     Semantics,
-    null_label_map,
     onehot,
     semantics,
 )
@@ -617,7 +613,7 @@ class FewStepFlow(LatentFlow):
         *_, step = self.steps(label_map, instance_map, rng=rng, num_steps=num_steps)
         return self.shown(step.x_t)
 
-# %% ../nbs/40_latent_flow.ipynb #9fd51cd1
+# %% ../nbs/40_latent_flow.ipynb #e5b7475a
 def walk(
     velocity: Velocity,
     x_t: Samples,
@@ -639,16 +635,14 @@ def spread_steps(
     device: torch.device | None = None,
 ) -> tuple[PerSample, PerSample]:
     "Times and lengths of steps: half of them the shortest; each begins where a step may begin."
-    longer = most_steps.bit_length() - 1  # lengths beside the shortest
+    levels = most_steps.bit_length() - 1  # How often the shortest can be doubled
     shares = spread_shares(count, device)
-    doublings = ((2 * shares - 1) * longer).floor().long().clamp(min=-1) + 1 if longer else (
-        torch.zeros(count, dtype=torch.long, device=device)
-    )
-    steps = most_steps // 2**doublings
+    doublings = ((2 * shares - 1) * levels).floor().clamp(-1, levels - 1) + 1
+    steps = most_steps / 2**doublings
     places = (torch.rand(count, device=device) * steps).floor() + 1
     return places / steps, 1.0 / steps
 
-# %% ../nbs/40_latent_flow.ipynb #ed721c61
+# %% ../nbs/40_latent_flow.ipynb #eaebfdfb
 def open_first_stage(
     source: str,  # A name that ships, a .safetensors file, a folder of diffusers, or its hub name
 ) -> Autoencoder:
@@ -786,7 +780,7 @@ def few_step_flow(
 SMALL = {
     "first_stage": "autoencoder",
     "channels": 40,
-    "multipliers": (1.0, 1.6, 2.4),
+    "multipliers": (1.0, 1.4, 1.8),
     "num_blocks": 1,
     "attention_at": (4,),
     "groups": 8,
@@ -798,5 +792,8 @@ SMALL = {
     "time_scale": 1000.0,
     "num_draws": 2,
 }
-PRESETS = {"paper": {}, "mini": SMALL | {"null_probability": 0.1}}
+PRESETS = {
+    "paper": {},
+    "mini": SMALL | {"time_sampling": "logit_normal", "null_probability": 0.1},
+}
 FEW_STEP_PRESETS = {"paper": {}, "mini": SMALL}
