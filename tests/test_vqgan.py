@@ -5,26 +5,38 @@ import pytest
 import torch
 from blocks import Blocks, optim, same
 
+from semsynth import configs
 from semsynth.autoencoder import EncoderDecoder, Sizes
 from semsynth.datasets import training_batches
-from semsynth.labels import IGNORE_INDEX, InputError
+from semsynth.labels import IGNORE_INDEX, InputError, null_label_map
 from semsynth.synthesizer import training_loop
 from semsynth.training import make_optimizers
 from semsynth.vqgan import (
     FIRST_STAGE_PRESETS,
     GPT,
+    MAP_STAGE_PRESETS,
+    VQGAN,
     Codebook,
+    CommonestClass,
     MapAutoencoder,
     Quantised,
+    Reading,
+    Taste,
     VQAutoencoder,
     adaptive_weight,
+    begin_near,
     codebook_terms,
+    corner,
     image_token_loss,
+    map_autoencoder,
     narrowed,
     nearest,
     perplexity,
+    some_cells,
+    vqgan,
     vqgan_autoencoder,
     write,
+    write_grid,
 )
 
 DATASET = Blocks(num_images=8, resolution=32)
@@ -102,6 +114,17 @@ def test_the_dead_are_moved_after_their_patience_and_the_used_are_not(rng):
     before = published.embedding.weight.clone()
     assert sum(published.revive(code) for _ in range(9)) == 0
     assert torch.equal(before, published.embedding.weight)
+
+
+def test_a_book_of_means_goes_where_its_words_are_told(rng):
+    codebook = Codebook(2, 3, patience=9, decay=0.9)
+    centres = torch.tensor([[4.0, 0.0, 0.0], [0.0, -4.0, 0.0]])
+    for _ in range(100):
+        noise = 0.1 * torch.randn(1, 3, 2, 8, generator=rng)
+        codebook.learn(centres.T[None, :, :, None] + noise)
+    apart = torch.cdist(codebook.embedding.weight, centres)
+    assert apart.min(1).values.max() < 0.2 and len(apart.argmin(1).unique()) == 2
+    assert not codebook.embedding.weight.requires_grad
 
 
 def test_the_adaptive_weight_makes_both_push_alike(rng):
@@ -254,6 +277,178 @@ def test_writing_follows_the_rng_and_greed_is_deterministic():
     sentence = torch.cat([prompt, greedy], dim=1)
     assert torch.equal(network(sentence)[:, 1:-1].argmax(-1), greedy)
     assert written(0, choices=slice(8, None)).min() >= 8
+
+
+# --- both stages
+
+def joined(side: int = 4, cell: int = 4, **options) -> VQGAN:
+    torch.manual_seed(0)
+    map_stage = CommonestClass(12, cell)
+    transformer = GPT(32 + 13, side**2 + (side * 4 // cell) ** 2, width=16, num_layers=2,
+                      num_heads=2, outputs=32)
+    for weight in transformer.parameters():
+        torch.nn.init.normal_(weight, 0.0, 0.3)
+    return VQGAN(build(), map_stage, transformer, side=side, **options).eval()
+
+
+def wide_map(rng: torch.Generator, height: int = 24, width: int = 40) -> torch.Tensor:
+    cells = torch.randint(12, (2, height // 8, width // 8), generator=rng)
+    return cells.repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+
+@pytest.mark.parametrize("length", [3, 16, 17, 40])
+def test_a_window_stands_as_published(length):
+    "taming-transformers scripts/sample_conditional: local places, from which windows begin."
+    for place in range(length):
+        local = place if place <= 8 else 16 - (length - place) if length - place < 8 else 8
+        expected = 0 if length <= 16 else place - local
+        assert corner(place, length) == expected
+        assert corner(place, length, 16, 4) == expected // 4 * 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cell", [4, 8])
+def test_a_window_never_looks_ahead_nor_outside(cell, rng):
+    model, label_map = joined(cell=cell), wide_map(rng)
+    told = model.map_tokens(label_map)
+    grid = torch.randint(32, (2, 6, 10), generator=rng)
+    for row, column in [(0, 0), (0, 9), (2, 4), (3, 0), (5, 9)]:
+        logits = Reading(model, told).logits(grid, row, column)
+        seen = model.window(told, grid, row, column)
+        top, left = seen.corner
+        other = torch.randint(32, grid.shape, generator=rng)
+        past = torch.arange(60).view(6, 10) < row * 10 + column
+        inside = torch.zeros(6, 10, dtype=torch.bool)
+        inside[top : top + 4, left : left + 4] = True
+        changed = grid.where(past & inside, other)
+        assert torch.equal(Reading(model, told).logits(changed, row, column), logits)
+        if (row, column) != (0, 0):
+            before = grid.where(~(past & inside), other)
+            assert not torch.allclose(Reading(model, told).logits(before, row, column), logits)
+
+
+@torch.no_grad()
+def test_a_window_reads_what_a_whole_pass_reads(rng):
+    "As published: the whole window goes through, and the logits at the place are taken."
+    model, label_map = joined(), wide_map(rng)
+    told, grid = model.map_tokens(label_map), torch.randint(32, (2, 6, 10), generator=rng)
+    for row, column in [(0, 0), (2, 4), (5, 9)]:
+        seen = model.window(told, grid, row, column)
+        sentence = torch.cat([seen.map_tokens, seen.image_tokens], dim=1)
+        whole = model.transformer(sentence, places=seen.places)[:, seen.map_tokens.shape[1] - 1 :]
+        logits = Reading(model, told).logits(grid, row, column)
+        assert torch.allclose(whole[:, seen.before], logits, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_grids_are_written_alike_with_and_without_a_cache(scale, rng):
+    model, label_map = joined(cell=8), wide_map(rng)
+
+    def written(seed: int, cached: bool = True, **taste) -> torch.Tensor:
+        taste = Taste(guidance_scale=scale, **taste)
+        return write_grid(model, label_map, taste, torch.Generator().manual_seed(seed), cached)
+
+    assert written(0).shape == (2, 6, 10)
+    assert torch.equal(written(0), written(0)) and not torch.equal(written(0), written(1))
+    assert torch.equal(written(0), written(0, cached=False))
+    greedy = written(0, temperature=0.0)
+    assert torch.equal(greedy, written(1, temperature=0.0))
+    assert torch.equal(greedy, written(1, top_k=1))
+
+
+@torch.no_grad()
+def test_guidance_of_one_reads_no_empty_map_and_of_none_only_that(rng):
+    model, label_map = joined(), wide_map(rng)
+    empty = write_grid(model, null_label_map(label_map), rng=torch.Generator().manual_seed(0))
+    unguided = write_grid(model, label_map, Taste(guidance_scale=0.0),
+                          torch.Generator().manual_seed(0))
+    assert torch.equal(empty, unguided)
+    assert not torch.equal(
+        empty, write_grid(model, label_map, rng=torch.Generator().manual_seed(0)))
+
+
+def test_only_the_transformer_learns_and_maps_are_dropped(rng):
+    model, batch = joined(null_probability=1.0), DATASET.batch(4)
+    batch = batch._replace(image=batch.image[..., :16, :16], label_map=batch.label_map[:, :16, :16])
+    assert model.train().first_stage.training is False and model.transformer.training
+    assert not any(w.requires_grad for w in model.first_stage.parameters())
+    (name, terms), = model.training_losses(batch, 0)
+    empty = batch._replace(label_map=null_label_map(batch.label_map))
+    model.null_probability = 0.0
+    assert name == "transformer"
+    assert next(model.training_losses(empty, 0))[1]["cross_entropy"] == terms["cross_entropy"]
+    assert next(model.training_losses(batch, 0))[1]["cross_entropy"] != terms["cross_entropy"]
+
+
+def test_a_blank_cell_has_a_word_of_its_own():
+    label_map = torch.full((1, 8, 8), 3)
+    label_map[:, :4, :4] = IGNORE_INDEX
+    label_map[:, 4:, 4:7] = 5
+    assert CommonestClass(12, 4).tokens(label_map).tolist() == [[[12, 3], [3, 5]]]
+    kept = some_cells(torch.zeros(300, 12, 16, 16), 4, 0.3)
+    cells = kept[:, :, ::4, ::4]
+    assert torch.equal(cells.repeat_interleave(4, 2).repeat_interleave(4, 3), kept)
+    assert 0.2 < (kept.mean((1, 2, 3)) < 1).float().mean() < 0.4
+
+
+@pytest.mark.parametrize("ratio", [1, 2])
+def test_attention_begins_near(ratio):
+    network = GPT(40, 64 + (8 // ratio) ** 2, width=32, num_layers=2, num_heads=2)
+    begin_near(network, 8, ratio)
+    of_map = (8 // ratio) ** 2
+    likeness = torch.nn.functional.normalize(network.places.weight.detach(), dim=1)
+    for place in (9, 20, 43):
+        reads = likeness[of_map + place - 1] @ likeness[:of_map].T
+        row, column = place // 8 // ratio, place % 8 // ratio
+        assert int(reads.argmax()) == row * (8 // ratio) + column
+    for block in network.blocks:
+        assert torch.equal(block.attention.key.weight, block.attention.query.weight)
+
+
+def stages(folder) -> dict[str, str]:
+    "Two small first stages in files."
+    config = {"data": {"name": "synthetic"}, "optim": {}, "train": {}}
+    sizes = {"channels": 8, "groups": 4, "codebook_size": 16}
+    files = {}
+    for key, name in {"first_stage": "vqgan_autoencoder", "map_stage": "map_autoencoder"}.items():
+        values = configs.resolved(configs.checked(
+            config | {"model": {"name": name, "preset": "mini"} | sizes}))
+        torch.manual_seed(0)
+        model = configs.build_model(values, 12).eval()
+        path = folder / f"{name}.safetensors"
+        files[key] = str(configs.save_weights(path, model, values, DATASET.label_space))
+    return files
+
+
+def test_the_builder_loads_both_stages_by_name(tmp_path):
+    files = stages(tmp_path)
+    sizes = {"width": 16, "num_layers": 1, "num_heads": 2}
+    model = vqgan(12, **files, **sizes)
+    assert (model.first_stage.downsampling, model.map_stage.downsampling, model.ratio) == (8, 8, 1)
+    assert model.transformer.tokens.num_embeddings == 32
+    assert model.transformer.head.out_features == 16
+    assert vqgan(12, **files, **sizes, vocabulary=20).transformer.head.out_features == 20
+    assert vqgan(3, **files | {"map_stage": "commonest"}, **sizes).num_classes == 3
+    with pytest.raises(InputError, match="knows 12 classes, and these maps have 3"):
+        vqgan(3, **files, **sizes)
+    with pytest.raises(InputError, match="vocabulary of 15 words is too small"):
+        vqgan(12, **files, **sizes, vocabulary=15)
+    with pytest.raises(InputError, match="it holds map_autoencoder, not vqgan_autoencoder"):
+        vqgan(12, **files | {"first_stage": files["map_stage"]}, **sizes)
+    with pytest.raises(InputError, match="there is no first stage vqgan-x"):
+        vqgan(12, **files | {"first_stage": "vqgan-x"}, **sizes)
+    with pytest.raises(InputError, match="cells of 4 pixels in the map, of 8 in the image"):
+        VQGAN(model.first_stage, CommonestClass(12, 4), model.transformer)
+
+
+def test_maps_with_holes_are_told_too():
+    torch.manual_seed(0)
+    sizes = {"channels": 8, "groups": 4, "codebook_size": 16}
+    model = map_autoencoder(12, **MAP_STAGE_PRESETS["mini"] | sizes | {"blank": 1.0}).train()
+    (log,) = training_loop(model, [DATASET.batch()], make_optimizers(model, optim(model)))
+    assert set(log) == {"autoencoder/classes", "autoencoder/codebook", "autoencoder/commitment"}
+    assert model.example(DATASET.batch()).shape == (2, 3, 32, 32)
 
 
 # --- published weights
