@@ -101,7 +101,7 @@ def perplexity(
     shares = torch.bincount(tokens.flatten(), minlength=codebook_size) / tokens.numel()
     return torch.special.entr(shares).sum().exp()
 
-# %% ../nbs/21_vqgan.ipynb #64c63633
+# %% ../nbs/21_vqgan.ipynb #f45b7cdf
 class Codebook(nn.Module):
     "A table of codes; those that nobody uses are moved to where the encoder speaks."
 
@@ -110,7 +110,7 @@ class Codebook(nn.Module):
         codebook_size: int,
         code_channels: int,
         patience: int = 0,   # Steps without use after which a code is moved; 0: never, as published
-        decay: float = 0.0,  # Of the means that codes follow; 0: a gradient moves them, as published
+        decay: float = 0.0,  # Of means that codes follow; 0: a gradient moves them, as published
     ):
         super().__init__()
         self.embedding = nn.Embedding(codebook_size, code_channels)
@@ -980,7 +980,7 @@ def official_gpt(state_dict: Mapping[str, object], num_heads: int) -> GPT:
         layers |= {f"blocks.{n}.{theirs}": f"blocks.{n}.{ours}" for theirs, ours in parts.items()}
     return load_official(network, weights, layers)
 
-# %% ../nbs/21_vqgan.ipynb #0a3e944d
+# %% ../nbs/21_vqgan.ipynb #9a6dcca1
 def official_vqgan(state_dict: Mapping[str, object], num_heads: int) -> VQGAN:
     "The VQGAN of a published checkpoint that holds both first stages and the transformer."
     weights = first_stage_weights(state_dict, "cond_stage_model")
@@ -988,4 +988,5 @@ def official_vqgan(state_dict: Mapping[str, object], num_heads: int) -> VQGAN:
     networks, codebook = (told.autoencoder[name] for name in ("networks", "codebook"))
     map_stage = MapAutoencoder(networks, codebook, networks.encoder.stem.in_channels)
     transformer = official_gpt(state_dict, num_heads)
-    return VQGAN(official_vq(state_dict), map_stage, transformer, shared=True).eval()
+    side = math.isqrt(transformer.places.num_embeddings // 2)  # two squares of places
+    return VQGAN(official_vq(state_dict), map_stage, transformer, side=side, shared=True).eval()

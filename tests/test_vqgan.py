@@ -4,11 +4,15 @@ import copy
 import pytest
 import torch
 from blocks import Blocks, optim, same
+from conftest import PARITY, folder_or_skip
+from safetensors.torch import load_file
 
 from semsynth import configs
-from semsynth.autoencoder import EncoderDecoder, Sizes
-from semsynth.datasets import training_batches
+from semsynth.autoencoder import EncoderDecoder, Sizes, psnr
+from semsynth.datasets import Resize, SyntheticFacades, evaluation_batches, training_batches
 from semsynth.labels import IGNORE_INDEX, InputError, null_label_map
+from semsynth.metrics import confusion, mean_iou
+from semsynth.segmenter import load_segmenter
 from semsynth.synthesizer import training_loop
 from semsynth.training import make_optimizers
 from semsynth.vqgan import (
@@ -462,8 +466,84 @@ def test_counts_are_the_published_ones():
         assert sum(w.numel() for w in GPT(1024).parameters()) == 304_932_864
 
 
+def test_a_published_checkpoint_of_both_stages_is_read(rng):
+    folder = folder_or_skip(PARITY, "SEMSYNTH_PARITY")
+    stage, gpt_weights = (load_file(folder / name / "weights.safetensors")
+                          for name in ("vqgan-autoencoder", "vqgan-gpt"))
+    weights = {f"{prefix}.{key}": value for prefix, part in [
+        ("first_stage_model", stage), ("cond_stage_model", stage), ("transformer", gpt_weights)
+    ] for key, value in part.items()}
+    model = VQGAN.from_official(weights, num_heads=4)
+    assert (model.num_classes, model.side, model.shared, model.ratio) == (3, 5, True, 1)
+    label_map = torch.randint(3, (2, 20, 28), generator=rng)
+    told = model.map_tokens(label_map)
+    seen = model.window(told, torch.zeros_like(told), 2, 2)
+    published = torch.cat([seen.map_tokens, seen.image_tokens], dim=1)[:, :-1]
+    assert seen.places.tolist() == list(range(50))
+    expected = GPT.from_official(gpt_weights, 4)(published)[:, 24 + 12, :64]
+    found = Reading(model, told[:, :5, :5]).logits(torch.zeros(2, 5, 5, dtype=torch.int64), 2, 2)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert model.sample(label_map, rng=rng).shape == (2, 3, 20, 28)
+
+
 def test_weights_that_do_not_fit_are_a_sentence():
     with pytest.raises(InputError, match="quantize.embedding should be its codebook"):
         VQAutoencoder.from_official({"conv.weight": torch.zeros(1, 1, 3, 3)})
     with pytest.raises(InputError, match="tok_emb, pos_emb and blocks.0"):
         GPT.from_official({"tok_emb.weight": torch.zeros(3, 4)})
+
+
+# --- trained weights
+
+STAGES = configs.shipped_weights(["vqgan_autoencoder", "map_autoencoder"])
+NONE_SHIPS = pytest.param("none", marks=pytest.mark.skip(reason="no such weights ship"))
+
+
+@pytest.mark.parametrize("name", STAGES or [NONE_SHIPS])
+@torch.no_grad()
+def test_shipped_first_stages_do_as_their_cards_say(name, test_data):
+    weights = configs.load_weights(STAGES[name])
+    card = STAGES[name].with_suffix(".md").read_text(encoding="utf-8")
+    for fact in ("step", "minutes", "machine", "commit", "terms of the data", "codes in use"):
+        assert f"| {fact}" in card, fact
+    assert STAGES[name].stat().st_size < 4e6
+    used, size = weights.facts["codes in use"].split(",")[0].split(" of ")
+    assert int(used) >= int(size) / 2
+
+    data = configs.with_dataset(weights.config, root=str(test_data / "facades")
+                                if weights.config.data["name"] == "facades" else None)
+    dataset = configs.build_dataset(data, "test")
+    batch = next(iter(evaluation_batches(dataset, configs.build_resize(data), batch_size=8)))
+    if isinstance(weights.model, MapAutoencoder):
+        read = weights.model.read(weights.model.tokens(batch.label_map))
+        told = float(weights.facts["pixel accuracy"])
+        kept = batch.label_map != IGNORE_INDEX
+        measured = (read == batch.label_map)[kept].float().mean().item()
+        assert told > 0.85 and measured == pytest.approx(told, abs=0.05)
+    else:
+        image = weights.model.draw(weights.model.tokens(batch.image))
+        told = float(weights.facts["PSNR"].split()[0])
+        assert psnr(image, batch.image).mean().item() == pytest.approx(told, abs=1.5)
+
+
+@pytest.fixture(scope="module")
+def houses():
+    dataset = SyntheticFacades("test", num_images=4, resolution=128)
+    return next(iter(evaluation_batches(dataset, Resize(128), batch_size=4)))
+
+
+@pytest.mark.skipif("vqgan" not in configs.shipped_weights(), reason="no such weights ship")
+@torch.no_grad()
+def test_samples_have_the_layout_of_their_maps_well_above_chance(houses):
+    model, judge = configs.load("vqgan"), load_segmenter("segmenter-synthetic")
+    image = model.sample(houses.label_map, rng=torch.Generator().manual_seed(0))
+    read = judge(image, (128, 128))
+    own = mean_iou(confusion(read, houses.label_map, 12).sum(0))
+    other = mean_iou(confusion(read, houses.label_map.roll(1, 0), 12).sum(0))
+    assert own > other + 0.1
+    for options in ({"temperature": 0.0}, {"top_k": 1}):
+        one, two = (model.sample(houses.label_map[:1], rng=torch.Generator().manual_seed(seed),
+                                 **options) for seed in (1, 2))
+        assert torch.equal(one, two)
+    looks = model.sample(houses.label_map[:1].expand(3, -1, -1), rng=torch.Generator())
+    assert (looks[0] - looks[1]).abs().mean() > 0.02
