@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'OFF', 'slider_range', 'control', 'optional_slider', 'controls', 'captioned', 'Card', 'Playground',
-           'check_models', 'png_bytes', 'StyleMixer']
+           'takes_many_steps', 'check_models', 'png_bytes', 'StyleMixer']
 
 # %% ../nbs/05e_playground.ipynb #5e000005
 import html
@@ -216,7 +216,7 @@ class Playground(ipywidgets.VBox):
         self.painter = painter or LabelPainter(easel)
         self.cards = {
             name: Card(name, model, self.draw_card, styles=styles,
-                       asked=name in asked or "num_steps" in signature(model.sample).parameters)
+                       asked=name in asked or takes_many_steps(model.sample))
             for name, model in models.items()
         }
         self.seed = ipywidgets.BoundedIntText(value=seed, min=0, max=2**31 - 1, description="Seed",
@@ -289,6 +289,15 @@ class Playground(ipywidgets.VBox):
         return with_still(self.picture(), super()._repr_mimebundle_(**options))
 
 # %% ../nbs/05e_playground.ipynb #5e000025
+def takes_many_steps(
+    sample: Callable[..., Any],
+    few: int = 8,  # Network calls that a hand can wait for
+) -> bool:
+    "Whether it calls its network again and again, so that nobody should wait for it unasked."
+    steps = signature(sample).parameters.get("num_steps")
+    return steps is not None and steps.default > few
+
+
 def check_models(
     models: Mapping[str, Synthesizer], easel: Easel, asked: Collection[str]
 ) -> None:

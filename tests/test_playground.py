@@ -51,6 +51,13 @@ class Slow(Hues):
         return super().sample(label_map, instance_map, rng=rng)
 
 
+class FewSteps(Hues):
+    "Walks through steps as well, but through few."
+
+    def sample(self, label_map, instance_map=None, *, rng=None, num_steps: int = 4):
+        return super().sample(label_map, instance_map, rng=rng)
+
+
 def easel(size: int | tuple[int, int] = 64) -> Easel:
     return Easel(Painting(FACADES, size, stuff=["background", "facade"]))
 
@@ -317,6 +324,12 @@ def test_quick_models_draw_at_once_and_slow_ones_when_asked():
     subject.use("fill", point=(0, 0), class_id=3)
     assert (quick.calls, slow.calls) == (3, 2)
     assert "The painting has changed" in board.cards["quick"].words.value
+
+
+def test_few_steps_are_not_waited_for():
+    few = FewSteps()
+    Playground({"few": few}, easel()).close()
+    assert few.calls == 1
 
 
 def test_the_seed_is_kept_and_another_gives_another_image():
