@@ -66,12 +66,9 @@ from .spade import spade
 from .stylegan import PRESETS as STYLEGAN_PRESETS
 from .stylegan import stylegan
 from .synthesizer import Trainable
-from semsynth.vqgan import (
-    FIRST_STAGE_PRESETS,
-    MAP_STAGE_PRESETS,
-    map_autoencoder,
-    vqgan_autoencoder,
-)
+from .vqgan import FIRST_STAGE_PRESETS, MAP_STAGE_PRESETS
+from .vqgan import PRESETS as VQGAN_PRESETS
+from .vqgan import map_autoencoder, vqgan, vqgan_autoencoder
 
 # %% ../nbs/91_configs.ipynb #cb1eaa64
 class Family(NamedTuple):
@@ -90,6 +87,7 @@ MODELS = {
     "latent_flow": Family(latent_flow, LATENT_FLOW_PRESETS),
     "few_step_flow": Family(few_step_flow, FEW_STEP_PRESETS),
     "stylegan": Family(stylegan, STYLEGAN_PRESETS),
+    "vqgan": Family(vqgan, VQGAN_PRESETS),
     "controlnet": Family(controlnet, CONTROLNET_PRESETS),
 }
 
