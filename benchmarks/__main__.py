@@ -5,6 +5,7 @@
     python -m benchmarks pix2pixhd          a pix2pixHD step at 256 px, its judges frozen
     python -m benchmarks spade              a SPADE step at 256 px; a generator of MONAI's blocks
     python -m benchmarks sdm                a diffusion step beside diffusers' U-Net; its samples
+    python -m benchmarks controlnet         what a ControlNet adds to a step; ours beside diffusers'
     python -m benchmarks stylegan           a StyleGAN step beside its convolutions, both its forms
     python -m benchmarks autoencoder        a first stage's step beside its convolutions
     python -m benchmarks vqgan              tokens a second, with a cache and without
@@ -17,6 +18,7 @@ from collections.abc import Callable
 
 from . import (
     autoencoder,
+    controlnet,
     evaluation,
     imports,
     lessons,
@@ -40,6 +42,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "spade": spade.measure,
     "stylegan": stylegan.measure,
     "sdm": sdm.measure,
+    "controlnet": controlnet.measure,
     "autoencoder": autoencoder.measure,
     "vqgan": vqgan.measure,
     "evaluation": evaluation.measure,
