@@ -114,7 +114,7 @@ def decoder_alone() -> list[Row]:
     family = on_it(fresh(find_config("synthetic", "latent_diffusion")))
     x_t, timestep = torch.randn(BATCH_SIZE, 4, 32, 32), torch.full((BATCH_SIZE,), 500)
     with torch.no_grad():
-        said = Trunk(family.denoiser)(x_t, timestep, torch.zeros(1))
+        said = Trunk(family.denoiser)(x_t, timestep, torch.zeros(1, 1, 1, 1))
     leaves = [torch.zeros_like(feature, requires_grad=True) for feature in said]
 
     def back() -> None:

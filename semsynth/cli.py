@@ -311,10 +311,10 @@ def train(args: argparse.Namespace) -> int:
 
 
 def following(config, run_dir: Path) -> str:
-    "What to do with a finished run: measure it; a first stage is measured as it is exported."
-    from semsynth.configs import FIRST_STAGES
+    "What to do with a finished run: measure it; what reads no map is measured as it is exported."
+    from semsynth.configs import BASES, FIRST_STAGES
 
-    if config.model["name"] in FIRST_STAGES:
+    if config.model["name"] in FIRST_STAGES | BASES:
         return f"export {run_dir} -o {run_dir / 'weights.safetensors'}"
     return f"evaluate {run_dir} --out {run_dir / 'evaluation'}"
 
@@ -806,8 +806,8 @@ def export_parser() -> Parser:
 
 def export(args: argparse.Namespace) -> None:
     "semsynth export."
-    from semsynth.configs import DATASETS, FIRST_STAGES, load_run, load_weights, save_weights
-    from semsynth.evaluation import preview, reconstruction_facts
+    from semsynth.configs import BASES, DATASETS, FIRST_STAGES, load_run, load_weights, save_weights
+    from semsynth.evaluation import drawing_facts, preview, reconstruction_facts
     from semsynth.labels import InputError
 
     path = Path(args.out)
@@ -820,6 +820,8 @@ def export(args: argparse.Namespace) -> None:
     facts = terms | weights.facts | (measured_facts(args.report) if args.report else {})
     if weights.config.model["name"] in FIRST_STAGES:
         facts |= reconstruction_facts(weights)
+    if weights.config.model["name"] in BASES:
+        facts |= drawing_facts(weights)
     text = f"{weights.config.model['name']} for {data}, written by `semsynth export`."
     save_weights(path, weights.model, weights.config, weights.label_space, text, facts)
     write_png(preview(load_weights(path)), path.with_suffix(".png"))

@@ -341,14 +341,14 @@ def controlled(
         x = stage(torch.cat([x, skips.pop()], dim=1), embedding)
     return unet.head(F.silu(unet.head_norm(x)))
 
-# %% ../nbs/32_controlnet.ipynb #fa1eda91
+# %% ../nbs/32_controlnet.ipynb #81d593d4
 Strength = Float[Tensor, "batch features"]  # Factors of what the control net says
 
 
 def spread_out(
-    feature: Features,
+    feature: Float[Tensor, "some channels height width"],
     rows: Bool[Tensor, " all"],  # Where the samples belong
-) -> Features:
+) -> Float[Tensor, "all channels height width"]:
     "Samples of part of a batch at their places in the whole, zeros elsewhere."
     whole = feature.new_zeros(len(rows), *feature.shape[1:])
     whole[rows] = feature

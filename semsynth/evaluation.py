@@ -7,8 +7,8 @@ __all__ = ['FEATURES', 'Samples', 'Draw', 'BATCH_SIZE', 'VARYING', 'COSTS', 'PAG
            'find_distances', 'find_judges', 'Measurements', 'drawing', 'resize_image', 'ClassMean', 'another_look',
            'Plan', 'evaluate', 'drawn', 'singly', 'Alive', 'peak_memory', 'cost', 'protocol_of', 'plain', 'Evaluation',
            'report_card', 'photographs', 'trivial_reports', 'table_of', 'cost_of', 'main_scores', 'cost_plot',
-           'same_maps', 'preview', 'reconstruction_facts', 'image_facts', 'map_facts', 'code_facts', 'html_table',
-           'write_comparison', 'pipe_table', 'write_text']
+           'same_maps', 'preview', 'held_out_batches', 'drawing_facts', 'reconstruction_facts', 'image_facts',
+           'map_facts', 'code_facts', 'html_table', 'write_comparison', 'pipe_table', 'write_text']
 
 # %% ../nbs/91b_evaluation.ipynb #04291e40
 import html
@@ -673,18 +673,44 @@ def preview(weights: Weights):
         return grid_image({"": weights.model.example(batch, rng)}, headings=False)
 
 
-def reconstruction_facts(
-    weights: Weights,  # Of a first stage
-    split: str = "test",
-) -> dict[str, str]:
-    "How near a first stage comes to what it has not learned from, for its card."
+def held_out_batches(
+    weights: Weights, split: str
+) -> tuple[SemanticDataset, Iterable[Batch], str]:
+    "What was not learned from, at the size of the training: at most 100 pairs of what is drawn."
     config = with_dataset(weights.config)
     if "num_images" in data_settings(config.data["name"]):
         config.data["num_images"] = 100
     dataset, resize = build_dataset(config, split), build_resize(config)
     batches = evaluation_batches(dataset, resize, batch_size=BATCH_SIZE)
+    return dataset, batches, " x ".join(map(str, trained_resolution(config)))
+
+
+@torch.no_grad()
+def drawing_facts(
+    weights: Weights,  # Of a base, which draws from no map
+    split: str = "test",
+) -> dict[str, str]:
+    "How near a set of its images comes to a set of photographs, for its card."
+    dataset, batches, size = held_out_batches(weights, split)
+    facts = {"measured on": f"{dataset.name}, {split}, {len(dataset)} images, {size}, as many drawn"}
+    rng, pairs = torch.Generator().manual_seed(0), list(batches)
+    for features in find_judges(dataset).features:
+        real, fake = FeatureStatistics(features), FeatureStatistics(features)
+        for batch in pairs:
+            real.update(batch.image)
+            fake.update(weights.model.example(batch, rng))
+        scores = compare_features(real, fake)
+        facts |= {name: f"{score:.4g}" for name, score in scores.items()}
+    return facts
+
+
+def reconstruction_facts(
+    weights: Weights,  # Of a first stage
+    split: str = "test",
+) -> dict[str, str]:
+    "How near a first stage comes to what it has not learned from, for its card."
+    dataset, batches, size = held_out_batches(weights, split)
     maps = isinstance(weights.model, MapAutoencoder)
-    size = " x ".join(map(str, trained_resolution(config)))
     what = f"{len(dataset)} {'maps' if maps else 'images'}, {size}, reconstructed"
     measure = map_facts if maps else image_facts
     facts = {"measured on": f"{dataset.name}, {split}, {what}"}

@@ -225,7 +225,7 @@ def test_a_trunk_is_the_network_up_to_its_middle(base):
     trunk = copied(Trunk(unet))
     assert all(weight.requires_grad for weight in trunk.parameters())
     x_t, moment = torch.randn(1, 4, 8, 8), torch.tensor([40])
-    features = trunk(x_t, moment, torch.zeros(1))
+    features = trunk(x_t, moment, torch.zeros(1, 1, 1, 1))
     assert [feature.shape[1] for feature in features] == trunk.widths
     with torch.no_grad():
         said = [torch.zeros_like(feature) for feature in features]
