@@ -340,7 +340,7 @@ def some_cells(
     kept = torch.rand(batch, 1, height // side, width // side, **options) >= rate
     return F.interpolate(kept.to(planes), scale_factor=float(side), mode="nearest")
 
-# %% ../nbs/21_vqgan.ipynb #9eaca586
+# %% ../nbs/21_vqgan.ipynb #8b84e65a
 def vqgan_autoencoder(
     *,
     channels: int = 128,                     # At full size
@@ -359,6 +359,7 @@ def vqgan_autoencoder(
     discriminator_layers: int = 3,           # Of the judge, between the first and the last
     perceptual: Literal["vgg19", "vgg16", "synthetic", "facades", "none"] = "vgg16",  # Whose view
     perceptual_weight: float = 1.0,
+    adversarial_weight: float = 0.8,         # Times the adaptive weight
     adversarial_start: int = 10_000,         # Steps before the judge has a say
     legacy: bool = False,                    # Whether beta stands on the wrong term, as published
 ) -> VQAutoencoder:
@@ -376,7 +377,10 @@ def vqgan_autoencoder(
         Codebook(codebook_size, code_channels, patience, decay),
         judge,
         perceptual=perceptual_loss(perceptual),
-        weights=VQWeights(perceptual=perceptual_weight, adversarial_start=adversarial_start),
+        weights=VQWeights(
+            perceptual=perceptual_weight, adversarial=adversarial_weight,
+            adversarial_start=adversarial_start,
+        ),
         legacy=legacy,
     )
 
@@ -399,7 +403,7 @@ FIRST_STAGE_PRESETS = {
         "groups": 8,
         "patch": 4,
         "cosines": True,
-        "codebook_size": 512,
+        "codebook_size": 1024,
         "code_channels": 16,
         "patience": 20,
         "decay": 0.98,
