@@ -8,6 +8,7 @@
     python -m benchmarks controlnet         what a ControlNet adds to a step; ours beside diffusers'
     python -m benchmarks stylegan           a StyleGAN step beside its convolutions, both its forms
     python -m benchmarks autoencoder        a first stage's step beside its convolutions
+    python -m benchmarks latent_flow        a flow's step, its first stage's share; images a second
     python -m benchmarks vqgan              tokens a second, with a cache and without
     python -m benchmarks evaluation         106 façades evaluated, beside sampling and judging alone
     python -m benchmarks lessons            seconds of every notebook in test mode
@@ -21,6 +22,7 @@ from . import (
     controlnet,
     evaluation,
     imports,
+    latent_flow,
     lessons,
     pix2pixhd,
     playground,
@@ -45,6 +47,7 @@ BENCHMARKS: dict[str, Callable[[], list[Row]]] = {
     "controlnet": controlnet.measure,
     "autoencoder": autoencoder.measure,
     "vqgan": vqgan.measure,
+    "latent_flow": latent_flow.measure,
     "evaluation": evaluation.measure,
     "lessons": lambda: lessons.measure(in_test=True),
     "reading_time": lambda: lessons.measure(in_test=False),
