@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LATENT_DIFFUSION_PRESETS', 'Resized', 'Strength', 'ADE20K_NAMES', 'ADE20K_PALETTE', 'ADE20K', 'RELATIVES',
-           'NO_RELATIVE', 'Colours', 'PRESETS', 'Words', 'ENCODER_PLACES', 'IN_BLOCK', 'IN_MIDDLE',
-           'STABLE_DIFFUSION_PRESETS', 'Question', 'question', 'LatentDiffusion', 'empty_latents', 'latent_diffusion',
-           'load_latent_diffusion', 'ControlEncoder', 'Trunk', 'copied', 'ControlNet', 'controlled', 'spread_out',
-           'ControlledDiffusion', 'table_of', 'ade20k_colours', 'first_colours', 'in_colours', 'controlnet',
-           'told_words', 'PublishedTrunk', 'read_part', 'StableDiffusion', 'read_stable_diffusion', 'folder_place',
-           'file_place', 'official_control_layers', 'control_net_sizes', 'official_control_net', 'emptied',
-           'read_control_net', 'read_tensors', 'ControlledStableDiffusion', 'stable_diffusion', 'silent_copy']
+           'NO_RELATIVE', 'Colours', 'PRESETS', 'Words', 'IN_BLOCK', 'IN_MIDDLE', 'STABLE_DIFFUSION_PRESETS',
+           'Question', 'question', 'LatentDiffusion', 'empty_latents', 'latent_diffusion', 'load_latent_diffusion',
+           'ControlEncoder', 'Trunk', 'copied', 'ControlNet', 'controlled', 'spread_out', 'ControlledDiffusion',
+           'table_of', 'ade20k_colours', 'first_colours', 'in_colours', 'controlnet', 'told_words', 'PublishedTrunk',
+           'read_part', 'StableDiffusion', 'read_stable_diffusion', 'folder_place', 'file_place',
+           'official_control_layers', 'control_net_sizes', 'official_control_net', 'emptied', 'read_control_net',
+           'read_tensors', 'ControlledStableDiffusion', 'stable_diffusion', 'silent_copy']
 
 # %% ../nbs/32_controlnet.ipynb #7a1e8b0b
 import copy
@@ -698,10 +698,7 @@ def read_stable_diffusion(
         options.num_train_timesteps,
     )
 
-# %% ../nbs/32_controlnet.ipynb #6853dd28
-ENCODER_PLACES = 7  # Convolutions of the control encoder before its last one, as published
-
-
+# %% ../nbs/32_controlnet.ipynb #8732bfae
 def folder_place(
     layer: str,     # In a folder of diffusers, such as controlnet_down_blocks.3
     num_skips: int,
@@ -719,7 +716,7 @@ def folder_place(
         return f"control_encoder.layers.{1 + int(inside.removeprefix('blocks.'))}"
     return "control_encoder." + {"conv_in": "layers.0", "conv_out": "head"}.get(inside, inside)
 
-# %% ../nbs/32_controlnet.ipynb #5f9e531b
+# %% ../nbs/32_controlnet.ipynb #3e92fad5
 IN_BLOCK = {
     "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",
     "out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
@@ -728,32 +725,31 @@ IN_MIDDLE = ("resnets.0", "attentions.0", "resnets.1")
 
 
 def file_place(
-    layer: str,          # In a single file, such as input_blocks.4.0.in_layers.2
-    num_skips: int,
+    layer: str,            # In a single file, such as input_blocks.4.0.in_layers.2
+    ends: tuple[int, int],  # Numbers of skips, and of the last layer of the control encoder
     downs: Sequence[int],  # Numbers of the input blocks that halve the size
 ) -> str:
     "What we call the same layer."
-    kind, *rest = layer.split(".")
-    n, k, inside = *map(int, (*rest, "0", "0")[:2]), ".".join(rest[2:])
+    kind, number, *rest = layer.split(".")
+    n, (num_skips, last) = int(number), ends
     if kind == "input_hint_block":
-        return f"control_encoder.{'head' if n == 2 * ENCODER_PLACES else f'layers.{n // 2}'}"
+        return f"control_encoder.{'head' if n == last else f'layers.{n // 2}'}"
     if kind == "time_embed":
         return f"trunk.time_embedding.linear_{1 + n // 2}"
     if kind in ("zero_convs", "middle_block_out"):
         return f"zero_convs.{n if kind == 'zero_convs' else num_skips}"
     if kind == "middle_block":
-        part, inside = f"mid_block.{IN_MIDDLE[n]}", ".".join(rest[1:])
-        return f"trunk.{part}.{IN_BLOCK.get(inside, inside)}"
-    if (kind, n) == ("input_blocks", 0):
+        inside = ".".join(rest)
+        return f"trunk.mid_block.{IN_MIDDLE[n]}.{IN_BLOCK.get(inside, inside)}"
+    level, inside = sum(down < n for down in downs), ".".join(rest[1:])
+    if n == 0:
         return "trunk.conv_in"
-    level = sum(down < n for down in downs)
     if n in downs:
         return f"trunk.down_blocks.{level}.downsamplers.0.conv"
-    place = n - (0, *downs)[level] - 1
-    part = f"{('resnets', 'attentions')[k]}.{place}"
+    part = f"{('resnets', 'attentions')[int(rest[0])]}.{n - (0, *downs)[level] - 1}"
     return f"trunk.down_blocks.{level}.{part}.{IN_BLOCK.get(inside, inside)}"
 
-# %% ../nbs/32_controlnet.ipynb #2c381572
+# %% ../nbs/32_controlnet.ipynb #bb4918a5
 def official_control_layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
     "Published name of each layer -> ours, for either layout."
     layers = {name.rpartition(".")[0] for name in weights}
@@ -762,9 +758,9 @@ def official_control_layers(weights: Mapping[str, Tensor]) -> dict[str, str]:
         return {layer: folder_place(layer, num_skips) for layer in layers}
     known = ("input_blocks", "middle_block", "time_embed", "zero_convs", "input_hint_block")
     downs = sorted(int(layer.split(".")[1]) for layer in layers if layer.endswith(".0.op"))
-    num_skips = count_of(r"zero_convs\.(\d+)\.", weights)
-    return {layer: file_place(layer, num_skips, downs) for layer in layers
-            if layer.startswith(known)}
+    places = [int(layer.split(".")[1]) for layer in layers if layer.startswith(known[-1])]
+    ends = count_of(r"zero_convs\.(\d+)\.", weights), max(places, default=0)
+    return {layer: file_place(layer, ends, downs) for layer in layers if layer.startswith(known)}
 
 
 def control_net_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:  # With our names
@@ -791,7 +787,7 @@ def control_net_sizes(weights: Mapping[str, Tensor]) -> dict[str, Any]:  # With 
         "conditioning_embedding_out_channels": tuple(encoder),
     }
 
-# %% ../nbs/32_controlnet.ipynb #c079a111
+# %% ../nbs/32_controlnet.ipynb #d9386bb1
 def official_control_net(
     state_dict: Mapping[str, object], num_heads: int | Sequence[int] = 8, groups: int = 32
 ) -> ControlNet:
@@ -802,11 +798,11 @@ def official_control_net(
     inside = {name.removeprefix("control_model."): value for name, value in tensors.items()
               if name.startswith("control_model.")}
     weights = official_weights(inside or tensors)
-    layers = official_control_layers(weights)
-    ours = {f"{layers.get(layer)}.{leaf}": value for (layer, _, leaf), value in
-            ((name.rpartition("."), value) for name, value in weights.items())}
     wrong = "the checkpoint is not a ControlNet on Stable Diffusion as published"
     try:
+        layers = official_control_layers(weights)
+        ours = {f"{layers.get(layer)}.{leaf}": value for (layer, _, leaf), value in
+                ((name.rpartition("."), value) for name, value in weights.items())}
         sizes = control_net_sizes(ours)
         model = ControlNetModel(**sizes, norm_num_groups=groups, attention_head_dim=num_heads)
     except (KeyError, ValueError, TypeError, IndexError) as error:
