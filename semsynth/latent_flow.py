@@ -671,7 +671,7 @@ def spread_steps(
     places = (torch.rand(count, device=device) * steps).floor() + 1
     return places / steps, 1.0 / steps
 
-# %% ../nbs/40_latent_flow.ipynb #6dd46049
+# %% ../nbs/40_latent_flow.ipynb #1244fc1d
 class FewStepFlow(LatentFlow):
     "A student of a flow: one call for a whole step (Salimans & Ho 2022; Frans et al. 2025)."
 
@@ -686,7 +686,7 @@ class FewStepFlow(LatentFlow):
         *,
         most_steps: int = 4,         # A power of two; the student learns to take fewer as well
         teacher_steps: int = 2,      # Midpoint steps of the teacher for one of the shortest
-        guidance_scale: float = 1.5,  # Of the teacher
+        guidance_scale: float = 1.0,  # Of the teacher
         straighten: bool = False,    # Ask anywhere on the chord of a step, not at its start only
         **options: object,           # Of `LatentFlow`
     ):
@@ -770,7 +770,7 @@ class FewStepFlow(LatentFlow):
         *_, step = self.steps(label_map, instance_map, rng=rng, num_steps=num_steps)
         return self.shown(step.x_t)
 
-# %% ../nbs/40_latent_flow.ipynb #6e472421
+# %% ../nbs/40_latent_flow.ipynb #c3aad42e
 def few_step_flow(
     num_classes: int,                # Classes of the label space
     *,
@@ -792,7 +792,7 @@ def few_step_flow(
     num_draws: int = 1,              # Of step and noise, for each image that is encoded
     most_steps: int = 4,             # A power of two; fewer are learned as well
     teacher_steps: int = 2,          # Midpoint steps of the teacher for one of the shortest
-    guidance_scale: float = 1.5,     # Of the teacher
+    guidance_scale: float = 1.0,     # Of the teacher; 1: off
     straighten: bool = False,        # Ask anywhere on the chord of a step, not at its start only
 ) -> FewStepFlow:
     "A student of a flow of these sizes; `train.start_from` names the flow that is its teacher."
@@ -814,4 +814,4 @@ def few_step_flow(
     )
 
 
-FEW_STEP_PRESETS = {"paper": {}, "mini": SMALL}
+FEW_STEP_PRESETS = {"paper": {}, "mini": SMALL | {"guidance_scale": 2.0}}
