@@ -642,13 +642,13 @@ PRESETS = {
     "mini": SMALL | {"time_sampling": "logit_normal", "null_probability": 0.1},
 }
 
-# %% ../nbs/40_latent_flow.ipynb #f6d7bcec
+# %% ../nbs/40_latent_flow.ipynb #a905e1de
 def walk(
     velocity: Velocity,
     x_t: Samples,
-    t: PerSample,       # From where
-    length: PerSample,  # How far
-    num_steps: int,     # Equal steps
+    t: Time,         # From where; one for all samples, or one for each
+    length: Time,    # How far
+    num_steps: int,  # Equal steps
     method: str = "midpoint",
 ) -> Samples:
     "A few steps of a Runge-Kutta method, for each sample over an interval of its own."
