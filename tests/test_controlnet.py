@@ -5,10 +5,11 @@ import pytest
 import tiny_stable_diffusion as tiny
 import torch
 from blocks import Blocks, assert_equal, optim
+from safetensors import safe_open
 from test_official import scramble
 from torch import Tensor
 
-from semsynth.configs import checked, save_weights
+from semsynth.configs import build_model, checked, load_weights, save_weights
 from semsynth.controlnet import (
     ADE20K,
     PRESETS,
@@ -235,6 +236,32 @@ def test_a_trunk_is_the_network_up_to_its_middle(base):
     with torch.no_grad():
         said = [torch.zeros_like(feature) for feature in features]
         assert torch.equal(controlled(unet, x_t, moment, said), unet(x_t, moment))
+
+
+def test_the_base_learns_in_its_denoiser_alone(batch):
+    model = latent_diffusion(**SMALL)
+    before = copy.deepcopy(dict(model.state_dict()))
+    logs = list(training_loop(model, [batch] * 2, make_optimizers(model, optim(model))))
+    after = model.state_dict()
+    moved = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert moved and all(key.startswith("denoiser.") for key in moved)
+    assert all(log["denoiser/v_prediction"] > 0 for log in logs) and model.given == ("first_stage",)
+
+
+@pytest.mark.parametrize("name", ["controlnet", "stable_diffusion"])
+def test_weights_hold_the_copy_alone_and_find_their_base_again(name, base, folder, tmp_path, batch):
+    where = {"controlnet": base, "stable_diffusion": str(folder)}[name]
+    preset = {"controlnet": "mini", "stable_diffusion": "paper"}[name]
+    config = checked({
+        "data": {"name": "synthetic"}, "model": {"name": name, "preset": preset, "base": where},
+    })
+    model = loud(build_model(config, 12))
+    path = save_weights(tmp_path / "weights.safetensors", model, config, FACADES)
+    with safe_open(path, "pt") as file:
+        assert all(key.startswith("control_net.") for key in file.keys())
+    again = load_weights(path).model
+    images = [m.sample(batch.label_map, rng=rng(), num_steps=2) for m in (model, again)]
+    assert (images[0] - images[1]).abs().mean() < 0.02  # kernels are kept in 16 bits
 
 
 # --- colours
