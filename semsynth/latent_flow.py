@@ -671,7 +671,7 @@ def spread_steps(
     places = (torch.rand(count, device=device) * steps).floor() + 1
     return places / steps, 1.0 / steps
 
-# %% ../nbs/40_latent_flow.ipynb #1244fc1d
+# %% ../nbs/40_latent_flow.ipynb #26610d6a
 class FewStepFlow(LatentFlow):
     "A student of a flow: one call for a whole step (Salimans & Ho 2022; Frans et al. 2025)."
 
@@ -726,12 +726,22 @@ class FewStepFlow(LatentFlow):
             x_s[~short] = walk(own, x_t[~short], t[~short], 2 * half, 2, "euler")
         return x_s
 
+    def arrival(self, noise: Latents, t: PerSample, length: PerSample, planes: Maps) -> Latents:
+        "Where own steps of these lengths come by at these times: there it will be asked."
+        x, moment = noise.clone(), torch.ones_like(t)
+        while (late := moment > t).any():
+            slope = self.velocity_net(x[late], moment[late], planes[late], length[late])
+            x[late] -= alike(length[late], slope) * slope
+            moment = torch.where(late, moment - length, moment)
+        return x
+
     def training_losses(self, batch: Batch, step: int) -> Losses:
-        x_0, planes = self.told(batch)
+        planes = self.condition(batch.label_map, batch.instance_map, self.num_classes)
         planes = planes.repeat_interleave(self.num_draws, dim=0)
-        t, length = spread_steps(len(x_0), self.most_steps, x_0.device)
-        x_t = add_noise(x_0, torch.randn_like(x_0), t, self.schedule)
+        t, length = spread_steps(len(planes), self.most_steps, planes.device)
         with torch.no_grad():
+            noise = self.start(batch.label_map.repeat_interleave(self.num_draws, dim=0), None)
+            x_t = self.arrival(noise, t, length, planes)
             moved = x_t - self.landing(x_t, t, length, planes)
         slope = moved / alike(length, x_t)
         if self.straighten:
@@ -770,7 +780,7 @@ class FewStepFlow(LatentFlow):
         *_, step = self.steps(label_map, instance_map, rng=rng, num_steps=num_steps)
         return self.shown(step.x_t)
 
-# %% ../nbs/40_latent_flow.ipynb #c3aad42e
+# %% ../nbs/40_latent_flow.ipynb #7eb4b792
 def few_step_flow(
     num_classes: int,                # Classes of the label space
     *,
@@ -789,7 +799,7 @@ def few_step_flow(
     edges: bool = False,
     time_scale: float = 1.0,
     sigma_min: float = 1e-5,
-    num_draws: int = 1,              # Of step and noise, for each image that is encoded
+    num_draws: int = 1,              # Of step and noise, for each map
     most_steps: int = 4,             # A power of two; fewer are learned as well
     teacher_steps: int = 2,          # Midpoint steps of the teacher for one of the shortest
     guidance_scale: float = 1.0,     # Of the teacher; 1: off
