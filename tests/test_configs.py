@@ -63,7 +63,7 @@ TINY = {  # Arguments that make a network small, whichever of them it has
 TINY_OF = {
     # The same word for another thing: SDM's patches are its pixels, not those that are judged.
     "sdm": {"patch": 2},
-    "controlnet": {"patch": 4},
+    "controlnet": {"patch": 4, "base": "latent_diffusion"},
     "vqgan": {"width": 16, "num_layers": 1, "num_heads": 2, "map_stage": "commonest"},
 }
 
