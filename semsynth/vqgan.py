@@ -8,13 +8,13 @@ __all__ = ['Code', 'TokenGrid', 'Tokens', 'MapTokens', 'Places', 'Written', 'Tok
            'Codebook', 'adaptive_weight', 'VQWeights', 'VQAutoencoder', 'MapAutoencoder', 'some_cells',
            'vqgan_autoencoder', 'begin_at_one', 'map_autoencoder', 'KeyValueCache', 'CausalAttention',
            'TransformerBlock', 'GPT', 'begin_small', 'image_token_loss', 'narrowed', 'drawn', 'write', 'corner',
-           'CommonestClass', 'Window', 'VQGAN', 'check_cells', 'grid_places', 'Taste', 'Reading', 'write_grid', 'waves',
-           'begin_near', 'vqgan', 'load_map_stage', 'official_vq', 'official_gpt', 'official_vqgan']
+           'CommonestClass', 'Window', 'VQGAN', 'check_cells', 'grid_places', 'Taste', 'Reading', 'write_grid', 'vqgan',
+           'begin_as_codes', 'load_map_stage', 'official_vq', 'official_gpt', 'official_vqgan']
 
-# %% ../nbs/21_vqgan.ipynb #abae33b0
+# %% ../nbs/21_vqgan.ipynb #0e3b5efb
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -527,7 +527,7 @@ class TransformerBlock(nn.Module):
         x = x + self.dropout(self.attention(self.attention_norm(x), cache, layer))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
-# %% ../nbs/21_vqgan.ipynb #7c331b59
+# %% ../nbs/21_vqgan.ipynb #d90316bb
 class GPT(nn.Module):
     "A decoder-only transformer over tokens (Esser et al. 2021, § 3.2; GPT-2's architecture)."
 
@@ -540,10 +540,12 @@ class GPT(nn.Module):
         num_heads: int = 16,
         dropout: float = 0.0,
         outputs: int = 0,      # Tokens that it can write, the first ones; 0: all
+        asides: int = 0,       # Different words that may stand beside a token; 0: none may
     ):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.places = nn.Embedding(longest, width)
+        self.asides = nn.Embedding(asides, width) if asides else None
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, num_heads, dropout) for _ in range(num_layers)
@@ -561,6 +563,7 @@ class GPT(nn.Module):
         tokens: Tokens,
         cache: KeyValueCache | None = None,  # Of the tokens before these
         places: Places | None = None,        # Where these stand; None: after those before
+        asides: Tokens | None = None,        # A word beside each of these
     ) -> TokenLogits:
         begin = 0 if cache is None else cache.length
         end = begin + tokens.shape[1]
@@ -568,7 +571,8 @@ class GPT(nn.Module):
         if end > longest:
             raise InputError(f"this transformer reads {longest} tokens at most, not {end}")
         where = self.places.weight[begin:end] if places is None else self.places(places)
-        x = self.dropout(self.tokens(tokens) + where)
+        beside = 0 if asides is None else self.asides(asides)
+        x = self.dropout(self.tokens(tokens) + where + beside)
         for layer, block in enumerate(self.blocks):
             x = block(x, cache, layer)
         return self.head(self.norm(x))
@@ -590,18 +594,20 @@ def begin_small(layer: nn.Module) -> None:
     if isinstance(layer, nn.Linear) and layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
-# %% ../nbs/21_vqgan.ipynb #b16fb975
+# %% ../nbs/21_vqgan.ipynb #aacc5220
 def image_token_loss(
     transformer: GPT,
     map_tokens: MapTokens,  # What the map says
     image_tokens: Tokens,   # What the image says
     places: Int64[Tensor, " sentence_length"] | None = None,  # Of both; None: one after the other
+    asides: Int64[Tensor, "batch read_length"] | None = None,  # Beside all words but the last
 ) -> Loss:
     "Nats for each token of the image; what the map says is given and costs nothing (§ 3.2)."
     sentence = torch.cat([map_tokens, image_tokens], dim=1)
     # The last word predicts nothing, and the first prediction that counts follows the map.
     before = None if places is None else places[:-1]
-    logits = transformer(sentence[:, :-1], places=before)[:, map_tokens.shape[1] - 1 :]
+    logits = transformer(sentence[:, :-1], places=before, asides=asides)
+    logits = logits[:, map_tokens.shape[1] - 1 :]
     return F.cross_entropy(logits.flatten(0, 1), image_tokens.flatten())
 
 # %% ../nbs/21_vqgan.ipynb #3985cb7f
@@ -686,13 +692,14 @@ class CommonestClass(nn.Module):
         blank = shares.sum(1, keepdim=True) == 0
         return torch.cat([shares, blank.to(shares)], dim=1).argmax(1)
 
-# %% ../nbs/21_vqgan.ipynb #d6783b3b
+# %% ../nbs/21_vqgan.ipynb #342da2c8
 class Window(NamedTuple):
     "What the transformer sees of a map and its image around one place."
 
     map_tokens: MapTokens
     image_tokens: Tokens
     places: Int64[Tensor, " sentence_length"]  # Of both, one after the other
+    asides: Int64[Tensor, "batch read_length"] | None  # The map, where the next word will stand
     corner: tuple[int, int]                    # Row and column of its first image token
     before: int                                # Its image tokens that come before the place
 
@@ -742,7 +749,17 @@ class VQGAN(Synthesizer):
             grid_places(small, *seen_map.shape[1:]), small**2 + grid_places(side, *seen.shape[1:])
         ]).to(seen.device)
         before = (row - top) * seen.shape[2] + column - left
-        return Window(seen_map.flatten(1), seen.flatten(1), places, (top, left), before)
+        asides = self.asides(seen_map) if self.transformer.asides is not None else None
+        return Window(seen_map.flatten(1), seen.flatten(1), places, asides, (top, left), before)
+
+    def asides(
+        self, seen_map: Int64[Tensor, "batch map_rows map_columns"]
+    ) -> Int64[Tensor, "batch read_length"]:
+        "For each word of a sentence but the last, what the map says where the next will stand."
+        words = seen_map - (0 if self.shared else self.first_stage.codebook_size)
+        ahead = words.repeat_interleave(self.ratio, 1).repeat_interleave(self.ratio, 2)
+        # Inside the map the next word is the map's own, and given.
+        return torch.cat([words.flatten(1)[:, 1:], ahead.flatten(1)], dim=1)
 
     def training_losses(self, batch: Batch, step: int) -> Losses:
         label_map, count = batch.label_map, len(batch.label_map)
@@ -753,7 +770,7 @@ class VQGAN(Synthesizer):
         place = (int(torch.randint(length, ())) for length in grids[1].shape[1:])
         seen = self.window(*grids, *place)
         loss = image_token_loss(
-            self.transformer, seen.map_tokens, seen.image_tokens, seen.places
+            self.transformer, seen.map_tokens, seen.image_tokens, seen.places, seen.asides
         )
         yield "transformer", {"cross_entropy": loss}
 
@@ -795,7 +812,7 @@ def grid_places(side: int, rows: int, columns: int) -> Places:
     "Numbers of the places of a grid in the corner of a square."
     return torch.arange(side**2).view(side, side)[:rows, :columns].flatten()
 
-# %% ../nbs/21_vqgan.ipynb #2680eed9
+# %% ../nbs/21_vqgan.ipynb #2bbc73c3
 class Taste(NamedTuple):
     "How the next token is chosen from its logits."
 
@@ -826,7 +843,8 @@ class Reading:
             self.cache, self.corner = self.model.transformer.cache(), seen.corner
         begin = self.cache.length
         unread, places = sentence[:, begin:], seen.places[begin:length]
-        logits = self.model.transformer(unread, self.cache, places)[:, -1]
+        asides = None if seen.asides is None else seen.asides[:, begin:length]
+        logits = self.model.transformer(unread, self.cache, places, asides)[:, -1]
         return logits[:, : self.model.first_stage.codebook_size]
 
 
@@ -854,40 +872,7 @@ def write_grid(
         written[:, row, column] = drawn(chances, rng)[:, 0].repeat(2 if guided else 1)
     return written[: len(label_map)]
 
-# %% ../nbs/21_vqgan.ipynb #f379a4d4
-def waves(
-    rows: Float[Tensor, " count"],     # In places of the image
-    columns: Float[Tensor, " count"],
-    width: int,                        # A multiple of 4
-    longest: float = 64.0,             # Wavelength, in places
-) -> Float[Tensor, "count width"]:
-    "Sines and cosines of both coordinates, their wavelengths from 4 places up."
-    lengths = 4.0 * (longest / 4) ** torch.linspace(0, 1, width // 4)
-    angles = torch.stack([rows, columns], dim=1)[..., None] * 2 * math.pi / lengths
-    return torch.cat([angles.sin(), angles.cos()], dim=2).transpose(1, 2).flatten(1)
-
-
-@torch.no_grad()
-def begin_near(
-    transformer: GPT,
-    side: int,   # Of the window, in image tokens
-    ratio: int,  # Image tokens on one of the map's, along a side
-) -> None:
-    "Attention that looks near, and places that know where they are; all of it learns on."
-    width = transformer.places.embedding_dim
-    of_map, of_image = (torch.arange((side // step) ** 2) for step in (ratio, 1))
-    cells = torch.stack([of_map // (side // ratio), of_map % (side // ratio)]).float()
-    # The centre of a map's cell; and the place after an image token, which it has to predict.
-    cells = (cells + 0.5) * ratio - 0.5
-    after = of_image + 1
-    where = torch.cat([cells, torch.stack([after // side, after % side]).float()], dim=1)
-    transformer.places.weight.copy_(0.5 * waves(*where, width))
-    nn.init.normal_(transformer.tokens.weight, 0.0, 0.5)
-    for block in transformer.blocks:
-        nn.init.normal_(block.attention.query.weight, 0.0, width**-0.5)
-        block.attention.key.weight.copy_(block.attention.query.weight)
-
-# %% ../nbs/21_vqgan.ipynb #d843afea
+# %% ../nbs/21_vqgan.ipynb #600acf13
 def vqgan(
     num_classes: int,                          # Of the label maps
     *,
@@ -899,7 +884,8 @@ def vqgan(
     dropout: float = 0.0,
     side: int = 16,                            # Of the window, in image tokens
     vocabulary: int = 0,                       # Different words; 0: as many as both stages have
-    near: bool = False,                        # Whether attention begins with what is near
+    asides: bool = False,                      # Whether each word is told the next one's map word
+    from_codes: bool = False,                  # Whether words that stand for like codes begin alike
     null_probability: float = 0.0,             # Of a map to be dropped in training
 ) -> VQGAN:
     "A transformer of this size over two first stages that were trained before."
@@ -914,12 +900,34 @@ def vqgan(
         )
     transformer = GPT(
         vocabulary or sum(counts), side**2 + (side // ratio) ** 2, width, num_layers, num_heads,
-        dropout, outputs=0 if vocabulary else counts[0],
+        dropout, outputs=0 if vocabulary else counts[0], asides=counts[1] if asides else 0,
     )
-    if near:
-        begin_near(transformer, side, ratio)
+    if from_codes:
+        begin_as_codes(transformer, [images, maps])
     return VQGAN(images, maps, transformer, side=side, shared=vocabulary > 0,
                  null_probability=null_probability)
+
+
+@torch.no_grad()
+def begin_as_codes(
+    transformer: GPT,
+    stages: Sequence[nn.Module],  # Whose words it reads, in the order of their numbers
+    size: float = 0.5,
+) -> None:
+    "Embeddings that are random projections of what the words stand for."
+    parts = []
+    for stage in stages:
+        if isinstance(stage, CommonestClass):
+            parts.append(torch.eye(stage.codebook_size))
+        else:
+            parts.append(stage.autoencoder["codebook"].embedding.weight)
+    width = transformer.tokens.embedding_dim
+    for n, book in enumerate(parts):
+        book = (book - book.mean(0)) / book.std()
+        parts[n] = size * book @ torch.randn(book.shape[1], width) / book.shape[1] ** 0.5
+    transformer.tokens.weight.copy_(torch.cat(parts))
+    if transformer.asides is not None:
+        transformer.asides.weight.copy_(parts[-1])
 
 
 def load_map_stage(name: str, num_classes: int, cell: int) -> MapAutoencoder | CommonestClass:
@@ -941,7 +949,8 @@ PRESETS = {
         "width": 128,
         "num_layers": 5,
         "num_heads": 4,
-        "near": True,
+        "asides": True,
+        "from_codes": True,
         "null_probability": 0.1,
     },
 }

@@ -28,7 +28,6 @@ from semsynth.vqgan import (
     Taste,
     VQAutoencoder,
     adaptive_weight,
-    begin_near,
     codebook_terms,
     corner,
     image_token_loss,
@@ -285,11 +284,11 @@ def test_writing_follows_the_rng_and_greed_is_deterministic():
 
 # --- both stages
 
-def joined(side: int = 4, cell: int = 4, **options) -> VQGAN:
+def joined(side: int = 4, cell: int = 4, asides: int = 0, **options) -> VQGAN:
     torch.manual_seed(0)
     map_stage = CommonestClass(12, cell)
     transformer = GPT(32 + 13, side**2 + (side * 4 // cell) ** 2, width=16, num_layers=2,
-                      num_heads=2, outputs=32)
+                      num_heads=2, outputs=32, asides=asides)
     for weight in transformer.parameters():
         torch.nn.init.normal_(weight, 0.0, 0.3)
     return VQGAN(build(), map_stage, transformer, side=side, **options).eval()
@@ -311,9 +310,10 @@ def test_a_window_stands_as_published(length):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("asides", [0, 13])
 @pytest.mark.parametrize("cell", [4, 8])
-def test_a_window_never_looks_ahead_nor_outside(cell, rng):
-    model, label_map = joined(cell=cell), wide_map(rng)
+def test_a_window_never_looks_ahead_nor_outside(cell, asides, rng):
+    model, label_map = joined(cell=cell, asides=asides), wide_map(rng)
     told = model.map_tokens(label_map)
     grid = torch.randint(32, (2, 6, 10), generator=rng)
     for row, column in [(0, 0), (0, 9), (2, 4), (3, 0), (5, 9)]:
@@ -345,9 +345,10 @@ def test_a_window_reads_what_a_whole_pass_reads(rng):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("asides", [0, 13])
 @pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_grids_are_written_alike_with_and_without_a_cache(scale, rng):
-    model, label_map = joined(cell=8), wide_map(rng)
+def test_grids_are_written_alike_with_and_without_a_cache(scale, asides, rng):
+    model, label_map = joined(cell=8, asides=asides), wide_map(rng)
 
     def written(seed: int, cached: bool = True, **taste) -> torch.Tensor:
         taste = Taste(guidance_scale=scale, **taste)
@@ -396,18 +397,19 @@ def test_a_blank_cell_has_a_word_of_its_own():
     assert 0.2 < (kept.mean((1, 2, 3)) < 1).float().mean() < 0.4
 
 
-@pytest.mark.parametrize("ratio", [1, 2])
-def test_attention_begins_near(ratio):
-    network = GPT(40, 64 + (8 // ratio) ** 2, width=32, num_layers=2, num_heads=2)
-    begin_near(network, 8, ratio)
-    of_map = (8 // ratio) ** 2
-    likeness = torch.nn.functional.normalize(network.places.weight.detach(), dim=1)
-    for place in (9, 20, 43):
-        reads = likeness[of_map + place - 1] @ likeness[:of_map].T
-        row, column = place // 8 // ratio, place % 8 // ratio
-        assert int(reads.argmax()) == row * (8 // ratio) + column
-    for block in network.blocks:
-        assert torch.equal(block.attention.key.weight, block.attention.query.weight)
+@pytest.mark.parametrize("cell", [4, 8])
+def test_each_word_is_told_what_the_map_says_where_the_next_will_stand(cell, rng):
+    model, label_map = joined(cell=cell, asides=13), wide_map(rng)
+    told, grid = model.map_tokens(label_map), torch.zeros(2, 6, 10, dtype=torch.int64)
+    for row, column in [(0, 0), (2, 4), (3, 0), (5, 9)]:
+        seen = model.window(told, grid, row, column)
+        place = seen.map_tokens.shape[1] - 1 + seen.before
+        expected = told[:, row * 4 // cell, column * 4 // cell] - 32
+        assert torch.equal(seen.asides[:, place], expected)
+        assert seen.asides.shape[1] == seen.map_tokens.shape[1] + seen.image_tokens.shape[1] - 1
+    (_, terms), = model.train().training_losses(DATASET.batch(2), 0)
+    terms["cross_entropy"].backward()
+    assert model.transformer.asides.weight.grad.abs().sum() > 0
 
 
 def stages(folder) -> dict[str, str]:
