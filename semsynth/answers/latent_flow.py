@@ -191,10 +191,10 @@ TOKENS = Exercise(
     remark="Followed by one linear layer, this is a convolution whose stride is its size.",
 )
 
-# %% ../../nbs/solutions/latent_flow.ipynb #fba22752
+# %% ../../nbs/solutions/latent_flow.ipynb #cc55cbf7
 def plausible_ratio(answer: float) -> str | None:
     "A hundredth of the tolerance costs a few times the calls, at order 5."
-    if answer < 1:
+    if not answer >= 1:
         return "The smaller tolerance needs more calls: divide its number by the other."
     if answer > 10:
         return "At order 5 a hundredth of the error costs 2.5 times the steps; that is far more."
@@ -210,10 +210,10 @@ TOLERANCE = Exercise(
     remark="Both make more calls than twenty; the error that they avoid is not one that is seen.",
 )
 
-# %% ../../nbs/solutions/latent_flow.ipynb #74a46062
+# %% ../../nbs/solutions/latent_flow.ipynb #6e4d039c
 def plausible_bend(answer: float) -> str | None:
     "Neither straight nor all around."
-    if answer <= 0:
+    if not answer > 0:
         return "A mean of squares is above 0; only a path that is straight all the way reaches it."
     if answer > 2:
         return "That is more than a path at right angles to its chord: is the chord noise - data?"
