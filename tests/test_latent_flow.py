@@ -453,6 +453,19 @@ def test_where_steps_should_end(batch):
         assert torch.allclose(x_s[1:], x, atol=1e-5)
 
 
+def test_a_student_is_asked_where_its_own_steps_come_by(batch):
+    student = student_of(lively())
+    nn.init.normal_(student.velocity_net.backbone.stem.weight)
+    planes = semantics(batch.label_map, batch.instance_map, 12)
+    noise = student.start(batch.label_map, rng())
+    t, length = torch.tensor([0.5, 1.0]), torch.tensor([0.25, 0.5])
+    with torch.no_grad():
+        x_t = student.arrival(noise, t, length, planes)
+    path = list(student.steps(batch.label_map, batch.instance_map, rng=rng(), num_steps=4))
+    assert torch.allclose(x_t[0], path[1].x_t[0], atol=1e-5)
+    assert torch.equal(x_t[1], noise[1])
+
+
 @pytest.mark.parametrize("straighten", [False, True])
 @pytest.mark.parametrize("most_steps", [1, 4])
 def test_a_student_comes_nearer_to_its_teacher(straighten, most_steps):
