@@ -403,7 +403,8 @@ class ControlledDiffusion(Synthesizer):
         "The answer, with the control net as loud as it should be; rows of strength 0 skip it."
         rows, said = strength.any(dim=1), []
         if rows.any():
-            features = self.control_net(*(part[rows] for part in (x_t, timestep, control, *context)))
+            told = x_t, timestep, control, *context
+            features = self.control_net(*(part[rows] for part in told))
             factors = strength[rows].unbind(dim=1)
             said = [spread_out(factor[:, None, None, None] * feature, rows)
                     for factor, feature in zip(factors, features, strict=True)]
@@ -651,7 +652,8 @@ def read_part(
         return kind.from_pretrained(source, subfolder=folder, **quiet)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        found = "holds none" if Path(source).is_dir() else "is no folder here, nor can it be fetched"
+        absent = "is no folder here, nor can it be fetched"
+        found = "holds none" if Path(source).is_dir() else absent
         what = f"the folder {folder}" if folder else "config.json and the weights"
         raise InputError(
             f"no {kind.__name__}: {source} {found} ({reason}); on a machine with internet, download"

@@ -692,7 +692,8 @@ def drawing_facts(
 ) -> dict[str, str]:
     "How near a set of its images comes to a set of photographs, for its card."
     dataset, batches, size = held_out_batches(weights, split)
-    facts = {"measured on": f"{dataset.name}, {split}, {len(dataset)} images, {size}, as many drawn"}
+    count = f"{len(dataset)} images"
+    facts = {"measured on": f"{dataset.name}, {split}, {count}, {size}, as many drawn"}
     rng, pairs = torch.Generator().manual_seed(0), list(batches)
     for features in find_judges(dataset).features:
         real, fake = FeatureStatistics(features), FeatureStatistics(features)
