@@ -530,7 +530,7 @@ class LatentFlow(Synthesizer):
         "The image that latents stand for."
         return self.first_stage.decode(latents).clamp(-1, 1)
 
-# %% ../nbs/40_latent_flow.ipynb #fcccf9da
+# %% ../nbs/40_latent_flow.ipynb #6ce5ed94
 def open_first_stage(
     source: str,  # A name that ships, a .safetensors file, a folder of diffusers, or its hub name
 ) -> Autoencoder:
@@ -541,24 +541,24 @@ def open_first_stage(
 
 
 def flow_network(
-    semantic_channels: int,
+    semantic_channels: int,          # Of the map at full size
     latent_channels: int = 4,
-    downsampling: int = 8,          # Of the first stage
+    downsampling: int = 8,           # Of the first stage
     *,
     backbone: Literal["unet", "dit"] = "unet",
-    channels: int = 256,
-    multipliers: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0),
-    num_blocks: int = 2,
-    attention_at: tuple[int, ...] = (8, 16),
-    head_channels: int = 64,
-    groups: int = 32,
-    token_channels: int = 1024,
-    depth: int = 24,
-    token_patch: int = 2,
-    condition_channels: int = 4,
-    time_scale: float = 1.0,
-    train_rescaler: bool = True,
-    told_length: bool = False,
+    channels: int = 256,             # Of a level of the U-Net whose multiplier is 1
+    multipliers: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0),  # Of each level
+    num_blocks: int = 2,             # Of each level
+    attention_at: tuple[int, ...] = (8, 16),  # Where features are so many times smaller
+    head_channels: int = 64,         # Of each attention head
+    groups: int = 32,                # Of the group norms
+    token_channels: int = 1024,      # Of each token of the DiT
+    depth: int = 24,                 # Blocks of the DiT
+    token_patch: int = 2,            # Places a side that make a token of the DiT
+    condition_channels: int = 4,     # Of the small map
+    time_scale: float = 1.0,         # What the network is told is t times this
+    train_rescaler: bool = True,     # False: a random projection, as published
+    told_length: bool = False,       # One more plane says how long the step will be
 ) -> VelocityNet:
     "The network of these sizes."
     seen = latent_channels + condition_channels + told_length
@@ -780,11 +780,12 @@ class FewStepFlow(LatentFlow):
         *_, step = self.steps(label_map, instance_map, rng=rng, num_steps=num_steps)
         return self.shown(step.x_t)
 
-# %% ../nbs/40_latent_flow.ipynb #7eb4b792
+# %% ../nbs/40_latent_flow.ipynb #6ccf0133
 def few_step_flow(
     num_classes: int,                # Classes of the label space
     *,
-    first_stage: str = "stabilityai/sd-vae-ft-mse",  # All up to `time_scale`: as the teacher has it
+    # All up to `sigma_min` as the teacher has it; `latent_flow` says what they are.
+    first_stage: str = "stabilityai/sd-vae-ft-mse",
     backbone: Literal["unet", "dit"] = "unet",
     channels: int = 256,
     multipliers: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0),
