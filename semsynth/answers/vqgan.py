@@ -46,7 +46,7 @@ READ = Exercise(
     expected=(98_176, 511),
     mistakes=(
         Mistake((98_176, 512), "Nothing is asked after the last word: it need not be read."),
-        Mistake((98_688, 512), "Nothing is asked after the last word: it need not be read."),
+        Mistake((98_688, 512), "Neither way is the last word read: nothing is asked after it."),
         Mistake((131_072, 512), "The sentence is not complete from the start: it grows."),
         Mistake((65_536, 256), "The words that are written are read as well."),
         Mistake((511, 98_176), "The other way round: a cache saves reading."),
