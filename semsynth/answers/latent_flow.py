@@ -70,31 +70,31 @@ TURNED = Exercise(
 )
 
 # %% ../../nbs/solutions/latent_flow.ipynb #c49dee81
-def heun_step(velocity: Callable, x: Tensor, t: float, s: float) -> Tensor:
+def heun_step(velocity: Callable, x: Tensor, t: Tensor | float, s: float) -> Tensor:
     "The mean of the slopes at both ends."
     first = velocity(x, t)
     second = velocity(x + (s - t) * first, s)
     return x + (s - t) * (first + second) / 2
 
 
-def euler_step(velocity: Callable, x: Tensor, t: float, s: float) -> Tensor:
+def euler_step(velocity: Callable, x: Tensor, t: Tensor | float, s: float) -> Tensor:
     "The mistake of one slope."
     return x + (s - t) * velocity(x, t)
 
 
-def midpoint_step(velocity: Callable, x: Tensor, t: float, s: float) -> Tensor:
+def midpoint_step(velocity: Callable, x: Tensor, t: Tensor | float, s: float) -> Tensor:
     "The mistake of another method of order 2."
     middle = x + (s - t) / 2 * velocity(x, t)
     return x + (s - t) * velocity(middle, (t + s) / 2)
 
 
-def old_time(velocity: Callable, x: Tensor, t: float, s: float) -> Tensor:
+def old_time(velocity: Callable, x: Tensor, t: Tensor | float, s: float) -> Tensor:
     "The mistake of a second slope at the old time."
     first = velocity(x, t)
     return x + (s - t) * (first + velocity(x + (s - t) * first, t)) / 2
 
 
-def spiral(x: Tensor, t: float) -> Tensor:
+def spiral(x: Tensor, t: Tensor | float) -> Tensor:
     "A field that turns, faster with time."
     return (1 + t) * torch.stack([-x[..., 1], x[..., 0]], dim=-1)
 
