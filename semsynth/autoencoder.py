@@ -34,7 +34,7 @@ import semsynth
 from .cgan import Features, load_official, official_weights
 from .labels import Batch, Image, InputError, Latents, did_you_mean
 from .pix2pixhd import PerceptualLoss, perceptual_loss
-from .synthesizer import Autoencoder, Losses, Trainable
+from .synthesizer import Autoencoder, Losses, Trainable, check_given, filled
 
 # %% ../nbs/20_autoencoder.ipynb #7bbd4160
 Widened = Float[Tensor, "batch out_channels height width"]                    # or narrowed
@@ -791,7 +791,7 @@ def fill_tiny(layers: nn.Sequential, weights: Mapping[str, Tensor], shift: int) 
 def shipped_stages(
     family: str,  # Such as autoencoder
 ) -> dict[str, Path]:
-    "The first stages of a family that ship, by name."
+    "What ships of a family, by name."
     folder = Path(semsynth.__file__).parent / "weights"
     return {path.stem: path for path in sorted(folder.glob(f"{family}*.safetensors"))}
 
@@ -801,7 +801,7 @@ def read_stage(
     builder: Callable[..., Trainable],  # Named as the family is
     **changes: object,                  # Arguments of the builder that differ from what is told
 ) -> Trainable:
-    "The first stage in a file of weights."
+    "The model in a file of weights."
     with safe_open(path, framework="pt") as file:
         described = json.loads((file.metadata() or {})["semsynth"])
         state = {key: file.get_tensor(key) for key in file.keys()}
@@ -812,9 +812,8 @@ def read_stage(
     if "num_classes" in signature(builder).parameters:
         sizes["num_classes"] = len(json.loads(described["label_space"])["names"])
     model = builder(**sizes | changes)
-    own = model.state_dict()
-    model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()})
-    return model
+    check_given(model, described.get("given", {}), path)
+    return filled(model, state, path)
 
 
 def load_stage(
@@ -822,16 +821,19 @@ def load_stage(
     builder: Callable[..., Trainable],  # Named as the family is
     **changes: object,                  # Arguments of the builder that differ from what is told
 ) -> Trainable:
-    "A trained first stage, frozen: what the families in its latent space are built on."
-    shipped = shipped_stages(builder.__name__)
+    "A trained first stage or base, frozen: what other families are built on."
+    family = builder.__name__
+    shipped = shipped_stages(family)
     path = shipped.get(str(name), Path(name))
     if not path.is_file():
-        raise InputError(f"there is no first stage {name}: {did_you_mean(str(name), shipped)}")
+        raise InputError(
+            f"there are no {family} weights {name}: {did_you_mean(str(name), shipped)}"
+        )
     try:
         model = read_stage(path, builder, **changes)
     except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         reason = str(error).strip().splitlines()[0].strip("'\"")
-        raise InputError(f"{path} is no first stage of semsynth, or damaged: {reason}") from None
+        raise InputError(f"{path} holds no {family}, or is damaged: {reason}") from None
     return model.eval().requires_grad_(False)
 
 

@@ -8,13 +8,12 @@ __all__ = ['MODELS', 'FIRST_STAGES', 'BASES', 'DOWNLOADED', 'BUILDERS', 'DATASET
            'model_settings', 'train_settings', 'chosen', 'as_yaml', 'read_yaml', 'checked_sections', 'override',
            'parse_value', 'checked', 'read_config', 'with_dataset', 'shipped_configs', 'find_config', 'resolved',
            'build_dataset', 'build_augment', 'build_resize', 'trained_resolution', 'build_model', 'Weights',
-           'label_space_to_json', 'label_space_from_json', 'run_record', 'read_record', 'sampling_state', 'own_state',
-           'fingerprints', 'save_weights', 'write_card', 'load_weights', 'filled', 'check_given', 'read_torch_file',
-           'shipped_weights', 'load', 'read_run', 'making', 'load_run', 'load_source', 'load_synthesizer',
-           'shipped_synthesizers', 'start_from', 'sampling_method', 'sampling_options']
+           'label_space_to_json', 'label_space_from_json', 'run_record', 'read_record', 'save_weights', 'write_card',
+           'load_weights', 'read_torch_file', 'shipped_weights', 'load', 'read_run', 'making', 'load_run',
+           'load_source', 'load_synthesizer', 'shipped_synthesizers', 'start_from', 'sampling_method',
+           'sampling_options']
 
 # %% ../nbs/91_configs.ipynb #06da5c6a
-import hashlib
 import inspect
 import json
 import math
@@ -65,7 +64,7 @@ from .spade import PRESETS as SPADE_PRESETS
 from .spade import spade
 from .stylegan import PRESETS as STYLEGAN_PRESETS
 from .stylegan import stylegan
-from .synthesizer import Trainable
+from .synthesizer import Trainable, check_given, filled, fingerprints, halved, own_state
 from .vqgan import FIRST_STAGE_PRESETS, MAP_STAGE_PRESETS
 from .vqgan import PRESETS as VQGAN_PRESETS
 from .vqgan import map_autoencoder, vqgan, vqgan_autoencoder
@@ -631,45 +630,6 @@ def read_record(
     # How long it was trained has no part in drawing, so `train` is taken as it is.
     return replace(checked(content), train=train), label_space, facts
 
-# %% ../nbs/91_configs.ipynb #d6ebc1f0
-def sampling_state(
-    model: Trainable,  # Any family
-) -> dict[str, torch.Tensor]:
-    "The tensors that sampling reads: all but those of who only ever judged or taught."
-    state = model.state_dict()
-    apart = ("discriminator.", "teacher.")
-    return {key: value for key, value in state.items() if not key.startswith(apart)}
-
-
-def own_state(
-    model: Trainable,  # Any family
-) -> dict[str, torch.Tensor]:
-    "The same without what was given: the tensors that no other file of weights holds."
-    elsewhere = tuple(f"{name}." for name in model.given)
-    state = sampling_state(model)
-    return {key: value for key, value in state.items() if not key.startswith(elsewhere)}
-
-
-def _halved(value: torch.Tensor) -> torch.Tensor:
-    "Kernels as float16. Vectors, such as a norm's statistics, are tiny and sensitive: they stay."
-    half = value.half()
-    fits = value.is_floating_point() and value.ndim > 1 and bool(half.isfinite().all())
-    return (half if fits else value).contiguous()
-
-# %% ../nbs/91_configs.ipynb #48666747
-def fingerprints(
-    model: Trainable,  # Any family
-) -> dict[str, str]:
-    "One hash for each submodule that was given, of its tensors as a file would store them."
-    hashes = {}
-    for name in model.given:
-        digest = hashlib.sha256()
-        for key, value in sorted(model.get_submodule(name).state_dict().items()):
-            digest.update(key.encode() + _halved(value.cpu()).numpy().tobytes())
-        hashes[name] = digest.hexdigest()[:16]
-    return hashes
-
-
 # %% ../nbs/91_configs.ipynb #498bad43
 def save_weights(
     path: str | Path,               # Ends in .safetensors
@@ -690,7 +650,7 @@ def save_weights(
         )
     description = run_record(config, label_space, facts) | {"version": version("semsynth")}
     description["given"] = fingerprints(model)
-    state = {key: _halved(value.cpu()) for key, value in own_state(model).items()}
+    state = {key: halved(value.cpu()) for key, value in own_state(model).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
     # One entry: several would be written in any order, and equal weights make equal files.
@@ -747,39 +707,6 @@ def load_weights(
     model = build_model(config, label_space.num_classes)
     check_given(model, record.get("given", {}), path)
     return Weights(filled(model, state, path), config, label_space, facts)
-
-# %% ../nbs/91_configs.ipynb #5ed45e37
-def filled(
-    model: Trainable,                 # As built
-    state: Mapping[str, torch.Tensor],  # What `own_state` gave, in any precision
-    source: Path | str,                 # Named in an error
-) -> Trainable:
-    "The model with these weights, in eval mode; every tensor must have its place and its shape."
-    expected = own_state(model)
-    wrong = sorted(expected.keys() ^ state.keys())
-    wrong += [
-        key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape
-    ]
-    if wrong:
-        raise InputError(
-            f"{source} does not fit its config: {len(wrong)} tensors are missing, foreign or of "
-            f"another shape, the first is {wrong[0]}"
-        )
-    whole = {key: state[key].to(value.dtype) for key, value in expected.items()}
-    model.load_state_dict(model.state_dict() | whole)
-    return model.eval()
-
-
-def check_given(model: Trainable, recorded: Mapping[str, str], source: Path | str) -> None:
-    "Whether the submodules that were given are those that the model learned with."
-    for name, fingerprint in fingerprints(model).items():
-        if recorded.get(name) != fingerprint:
-            raise InputError(
-                f"{source} was trained with another {name} than the one that model.{name} of its "
-                f"config names here (fingerprint {recorded.get(name, 'missing')}, not "
-                f"{fingerprint}): bring back that one, or train again"
-            )
-
 
 # %% ../nbs/91_configs.ipynb #173bef43
 def read_torch_file(

@@ -14,7 +14,6 @@ __all__ = ['LATENT_DIFFUSION_PRESETS', 'Resized', 'Strength', 'ADE20K_NAMES', 'A
 
 # %% ../nbs/32_controlnet.ipynb #7a1e8b0b
 import copy
-import json
 import math
 import pickle
 import re
@@ -28,12 +27,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-import semsynth
-from .autoencoder import StableDiffusionAutoencoder, count_of, load_autoencoder
+from .autoencoder import StableDiffusionAutoencoder, count_of, load_autoencoder, load_stage
 from .cgan import Features, choose, load_official, official_weights
 from semsynth.diffusion import (
     BETAS,
@@ -211,26 +209,7 @@ def load_latent_diffusion(
     name: str | Path,  # Of one that ships, such as latent_diffusion-facades, or a .safetensors file
 ) -> LatentDiffusion:
     "A trained base, frozen: what a ControlNet is built on."
-    folder = Path(semsynth.__file__).parent / "weights"
-    shipped = {path.stem: path for path in sorted(folder.glob("latent_diffusion*.safetensors"))}
-    path = shipped.get(str(name), Path(name))
-    if not path.is_file():
-        raise InputError(f"there is no latent diffusion {name}: {did_you_mean(name, shipped)}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})["semsynth"])["model"]
-            state = {key: file.get_tensor(key) for key in file.keys()}
-        model = latent_diffusion(**{
-            key: tuple(value) if type(value) is list else value
-            for key, value in described.items() if key not in ("name", "preset")
-        })
-        model.denoiser.load_state_dict({
-            key.removeprefix("denoiser."): value.float() for key, value in state.items()
-        })
-    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} is no latent diffusion, or damaged: {reason}") from None
-    return model.eval().requires_grad_(False)
+    return load_stage(name, latent_diffusion)
 
 # %% ../nbs/32_controlnet.ipynb #a494012e
 Resized = Float[Tensor, "batch out_channels new_height new_width"]

@@ -36,7 +36,6 @@ from semsynth.configs import (
     build_resize,
     data_settings,
     sampling_options,
-    sampling_state,
     trained_resolution,
     with_dataset,
 )
@@ -91,7 +90,7 @@ from semsynth.segmenter import (
     segmenter_features,
     shipped_segmenters,
 )
-from .synthesizer import Autoencoder, Losses, Synthesizer, frozen
+from .synthesizer import Autoencoder, Losses, Synthesizer, frozen, sampling_state
 from .vqgan import MapAutoencoder, VQAutoencoder, perplexity
 
 # %% ../nbs/91b_evaluation.ipynb #0a15a9cf

@@ -323,9 +323,9 @@ def test_saved_weights_load_by_either_door(tmp_path, rng):
         assert torch.allclose(whole.encode(image), model.encode(image), atol=1e-2)
     assert not any(weight.requires_grad for weight in alone.parameters())
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match="no first stage of semsynth, or damaged"):
+    with pytest.raises(InputError, match="holds no autoencoder, or is damaged"):
         load_autoencoder(path)
-    with pytest.raises(InputError, match="there is no first stage autoencoder-x"):
+    with pytest.raises(InputError, match="there are no autoencoder weights autoencoder-x"):
         load_autoencoder("autoencoder-x")
 
 

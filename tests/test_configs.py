@@ -39,6 +39,7 @@ from semsynth.configs import (
     shipped_configs,
 )
 from semsynth.labels import CITYSCAPES_35, FACADES, InputError
+from semsynth.synthesizer import fingerprints, own_state, sampling_state
 
 TINY = {  # Arguments that make a network small, whichever of them it has
     "channels": 4,
@@ -293,7 +294,7 @@ def test_weights_are_small_and_leave_the_judge_at_home(saved):
     assert not any(key.startswith("discriminator") for key in kinds) and set(kinds.values()) >= {
         "F16"
     }
-    numbers = sum(value.numel() for value in configs.sampling_state(model).values())
+    numbers = sum(value.numel() for value in sampling_state(model).values())
     assert path.stat().st_size < 2.5 * numbers + 20_000
 
 
@@ -305,7 +306,7 @@ def test_what_was_given_stays_at_home_and_must_be_the_same(saved, monkeypatch, t
     with safe_open(path, framework="pt") as file:
         assert not any(key.startswith(f"{learned}.") for key in file.keys())
         kept = json.loads(file.metadata()["semsynth"])["given"]
-    assert kept == configs.fingerprints(model)
+    assert kept == fingerprints(model)
     torch.manual_seed(1)  # other weights than those of `saved`
     with pytest.raises(InputError, match=f"was trained with another {learned}"):
         load_weights(path)
@@ -325,7 +326,7 @@ def test_a_number_too_large_for_half_precision_survives(saved, tmp_path: Path):
     model = load_weights(path).model
     name, weight = next(
         (name, value) for name, value in model.named_parameters()
-        if value.ndim > 1 and name in configs.own_state(model)
+        if value.ndim > 1 and name in own_state(model)
     )
     with torch.no_grad():
         weight[(0,) * weight.ndim] = 1e6

@@ -215,14 +215,14 @@ def test_sizes_that_do_not_fit_are_sentences(base, batch):
     narrow = batch._replace(image=batch.image[..., :20], label_map=batch.label_map[..., :20])
     with pytest.raises(InputError, match="multiples of 8 pixels"):
         next(small(base).training_losses(narrow, 0))
-    with pytest.raises(InputError, match="no latent diffusion nowhere"):
+    with pytest.raises(InputError, match="no latent_diffusion weights nowhere"):
         controlnet(12, base="nowhere")
 
 
 def test_a_damaged_base_is_a_sentence(base, tmp_path):
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(open(base, "rb").read()[:500])
-    with pytest.raises(InputError, match="is no latent diffusion, or damaged"):
+    with pytest.raises(InputError, match="holds no latent_diffusion, or is damaged"):
         load_latent_diffusion(broken)
 
 

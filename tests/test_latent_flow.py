@@ -10,7 +10,6 @@ from test_official import TOLERANCE, assert_refused, difference, scramble
 from test_sdm import OfficialSDM
 from torch import Tensor, nn
 
-from semsynth.configs import own_state
 from semsynth.diffusion import (
     GaussianMixture,
     Straight,
@@ -45,7 +44,7 @@ from semsynth.latent_flow import (
     spread_steps,
     walk,
 )
-from semsynth.synthesizer import training_loop
+from semsynth.synthesizer import own_state, training_loop
 
 SMALL = {
     "channels": 8, "multipliers": (1.0, 2.0), "groups": 4, "attention_at": (2,),

@@ -442,7 +442,7 @@ def test_the_builder_loads_both_stages_by_name(tmp_path):
         vqgan(12, **files, **sizes, vocabulary=15)
     with pytest.raises(InputError, match="it holds map_autoencoder, not vqgan_autoencoder"):
         vqgan(12, **files | {"first_stage": files["map_stage"]}, **sizes)
-    with pytest.raises(InputError, match="there is no first stage vqgan-x"):
+    with pytest.raises(InputError, match="there are no vqgan_autoencoder weights vqgan-x"):
         vqgan(12, **files | {"first_stage": "vqgan-x"}, **sizes)
     with pytest.raises(InputError, match="cells of 4 pixels in the map, of 8 in the image"):
         VQGAN(model.first_stage, CommonestClass(12, 4), model.transformer)
