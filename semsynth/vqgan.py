@@ -9,7 +9,7 @@ __all__ = ['Code', 'TokenGrid', 'Tokens', 'MapTokens', 'Places', 'Written', 'Tok
            'vqgan_autoencoder', 'begin_at_one', 'map_autoencoder', 'KeyValueCache', 'CausalAttention',
            'TransformerBlock', 'GPT', 'begin_small', 'image_token_loss', 'narrowed', 'drawn', 'write', 'corner',
            'CommonestClass', 'Window', 'VQGAN', 'check_cells', 'grid_places', 'Taste', 'Reading', 'write_grid', 'vqgan',
-           'begin_as_codes', 'load_map_stage', 'official_vq', 'official_gpt', 'official_vqgan']
+           'begin_as_codes', 'begin_as_clocks', 'load_map_stage', 'official_vq', 'official_gpt', 'official_vqgan']
 
 # %% ../nbs/21_vqgan.ipynb #0e3b5efb
 import math
@@ -886,6 +886,7 @@ def vqgan(
     vocabulary: int = 0,                       # Different words; 0: as many as both stages have
     asides: bool = False,                      # Whether each word is told the next one's map word
     from_codes: bool = False,                  # Whether words that stand for like codes begin alike
+    from_clocks: bool = False,                 # Whether places begin as clocks of row and column
     null_probability: float = 0.0,             # Of a map to be dropped in training
 ) -> VQGAN:
     "A transformer of this size over two first stages that were trained before."
@@ -904,6 +905,8 @@ def vqgan(
     )
     if from_codes:
         begin_as_codes(transformer, [images, maps])
+    if from_clocks:
+        begin_as_clocks(transformer, side, side // ratio)
     return VQGAN(images, maps, transformer, side=side, shared=vocabulary > 0,
                  null_probability=null_probability)
 
@@ -914,7 +917,7 @@ def begin_as_codes(
     stages: Sequence[nn.Module],  # Whose words it reads, in the order of their numbers
     size: float = 0.5,
 ) -> None:
-    "Embeddings that are random projections of what the words stand for."
+    "Words read and words written are random projections of what they stand for."
     parts = []
     for stage in stages:
         if isinstance(stage, CommonestClass):
@@ -922,12 +925,35 @@ def begin_as_codes(
         else:
             parts.append(stage.autoencoder["codebook"].embedding.weight)
     width = transformer.tokens.embedding_dim
-    for n, book in enumerate(parts):
+
+    def projected(book: Tensor) -> Tensor:
         book = (book - book.mean(0)) / book.std()
-        parts[n] = size * book @ torch.randn(book.shape[1], width) / book.shape[1] ** 0.5
-    transformer.tokens.weight.copy_(torch.cat(parts))
+        return size * book @ torch.randn(book.shape[1], width) / book.shape[1] ** 0.5
+
+    read = [projected(book) for book in parts]
+    transformer.tokens.weight.copy_(torch.cat(read))
+    transformer.head.weight[: len(parts[0])] = projected(parts[0]) / 5
     if transformer.asides is not None:
-        transformer.asides.weight.copy_(parts[-1])
+        transformer.asides.weight.copy_(read[-1])
+
+
+@torch.no_grad()
+def begin_as_clocks(
+    transformer: GPT,
+    side: int,      # Of the window, in image tokens
+    map_side: int,  # Of the same window, in map tokens
+    size: float = 0.5,
+) -> None:
+    "Places are the hands of clocks for row and column, alike in both grids (Vaswani et al. 2017)."
+    speeds = math.pi * side ** -torch.linspace(0, 1, transformer.places.embedding_dim // 4)
+    grids = []
+    for length in (map_side, side):
+        moments = (torch.arange(length) + 0.5) * side / length
+        angles = moments[:, None] * speeds
+        hands = torch.cat([angles.sin(), angles.cos()], dim=1)
+        rows, columns = torch.broadcast_tensors(hands[:, None], hands[None])
+        grids.append(torch.cat([rows, columns], dim=2).flatten(0, 1))
+    transformer.places.weight.copy_(size * torch.cat(grids))
 
 
 def load_map_stage(name: str, num_classes: int, cell: int) -> MapAutoencoder | CommonestClass:
@@ -951,6 +977,7 @@ PRESETS = {
         "num_heads": 4,
         "asides": True,
         "from_codes": True,
+        "from_clocks": True,
         "null_probability": 0.1,
     },
 }

@@ -28,6 +28,7 @@ from semsynth.vqgan import (
     Taste,
     VQAutoencoder,
     adaptive_weight,
+    begin_as_clocks,
     codebook_terms,
     corner,
     image_token_loss,
@@ -427,12 +428,32 @@ def stages(folder) -> dict[str, str]:
     return files
 
 
+def test_places_begin_alike_one_row_up_wherever_that_is():
+    transformer = GPT(8, 36 + 9, width=16, num_layers=1, num_heads=2)
+    begin_as_clocks(transformer, 6, 3)
+    small, large = transformer.places.weight.detach().split([9, 36])
+    near = large @ large.T
+    one_up = [near[row * 6 + column, row * 6 - 6 + column]
+              for row in range(1, 6) for column in range(6)]
+    assert torch.allclose(torch.stack(one_up), one_up[0], atol=1e-5)
+    assert near[7, 1] > near[7, 3] and near[7, 8] > near[7, 20]
+    # The place of a map whose cells are two of the image's is nearest to those four.
+    nearest = (small @ large.T)[4].topk(4).indices.sort().values
+    assert nearest.tolist() == [14, 15, 20, 21]
+
+
 def test_the_builder_loads_both_stages_by_name(tmp_path):
     files = stages(tmp_path)
     sizes = {"width": 16, "num_layers": 1, "num_heads": 2}
     model = vqgan(12, **files, **sizes)
     assert (model.first_stage.downsampling, model.map_stage.downsampling, model.ratio) == (8, 8, 1)
     assert model.transformer.tokens.num_embeddings == 32
+    begun = vqgan(12, **files, **sizes, from_codes=True, from_clocks=True).transformer
+    book = model.first_stage.autoencoder["codebook"].embedding.weight
+    alike = torch.cdist(book, book)[0].argsort()
+    for words in (begun.tokens.weight, begun.head.weight):
+        away = torch.cdist(words[:16], words[:16])[0]
+        assert away[alike[:5]].mean() < away[alike[-5:]].mean()
     assert model.transformer.head.out_features == 16
     assert vqgan(12, **files, **sizes, vocabulary=20).transformer.head.out_features == 20
     assert vqgan(3, **files | {"map_stage": "commonest"}, **sizes).num_classes == 3
