@@ -63,7 +63,7 @@ Moments = Int64[Tensor, " batch"] | Float[Tensor, " batch"]  # Timesteps, or tim
 def sinusoids(
     moment: Moments,
     channels: int,          # Half of them cosines, half sines
-    slowest: float = 1e4,   # The longest wave, over 2 pi; the shortest is 2 pi
+    slowest: float = 1e4,   # No wave is as long as 2 pi times this; the shortest is 2 pi
 ) -> Embedding:
     "A clock with many hands (Vaswani et al. 2017, § 3.5; Ho et al. 2020, App. B)."
     order = torch.arange(channels // 2, dtype=torch.float32, device=moment.device)
