@@ -783,7 +783,7 @@ class VQGAN(Synthesizer):
         temperature: float = 1.0,     # Below 1 the likely become likelier; 0: no chance at all
         top_k: int = 100,             # Only so many of the likeliest tokens are drawn from; 0: all
         top_p: float = 1.0,           # Only the likeliest that together have this probability
-        guidance_scale: float = 1.0,  # Beyond 1: further away from what no map would say
+        guidance_scale: float = 2.0,  # How far from what no map would say; 1: off, as published
         rng: torch.Generator | None = None,
     ) -> Image:
         "Images, token by token."
