@@ -96,20 +96,6 @@ def notebooks(root: Path = ROOT) -> list[Path]:
     )
 
 
-# Notebooks that load weights which are still to be trained: they are read by the tests, not run.
-WAITING = {
-    "nbs/32_controlnet.ipynb": "controlnet-facades",
-    "nbs/solutions/controlnet.ipynb": "controlnet",
-}
-
-
-def awaited(name: str) -> str:
-    "The weights that a notebook waits for; nothing, once they are there."
-    weights = WAITING.get(name, "")
-    there = (ROOT / "semsynth" / "weights" / f"{weights}.safetensors").is_file()
-    return "" if there else weights
-
-
 def style(deadline: float) -> Counts:
     "ruff has nothing to say."
     ended = run(tool("ruff", "check", "."), deadline)
@@ -158,9 +144,6 @@ def lessons(deadline: float) -> Counts:
     def lesson(path: Path) -> Counts:
         seconds = min(SECONDS_A_NOTEBOOK, deadline - (time.monotonic() - start))
         name = str(path.relative_to(ROOT))
-        if awaited(name):
-            print(f"skipped           {name}: it waits for the weights {awaited(name)}", flush=True)
-            return Counts(skipped=1)
         ended = run(tool("nbdev_test", "--path", name, "--n_workers", "0"), seconds)
         if ended.code == 0:
             print(f"passed {ended.seconds:6.1f} s  {name}", flush=True)
@@ -176,7 +159,6 @@ def lessons(deadline: float) -> Counts:
 def kernel(deadline: float) -> Counts:
     "Every notebook through a real Jupyter kernel, as a reader runs it."
     names = [str(path.relative_to(ROOT)) for path in notebooks()]
-    names = [name for name in names if not awaited(name)]
     options = ["--nbmake", f"--nbmake-timeout={SECONDS_A_NOTEBOOK}", "-p", "no:cacheprovider"]
     return pytest(deadline, *options, *names, in_test=True)
 
