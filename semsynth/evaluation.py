@@ -131,12 +131,13 @@ def find_segmenter(
     dataset: SemanticDataset,
 ) -> Segmenter | None:
     "A segmenter by name, checked against the classes of the data set."
-    own = f"segmenter-{dataset.name}"
-    if asked == "none" or (asked == "auto" and own not in shipped_segmenters()):
+    if asked == "auto":
+        ours = (f"segmenter-{dataset.name}-strict", f"segmenter-{dataset.name}")
+        asked = next((name for name in ours if name in shipped_segmenters()), "none")
+    if asked == "none":
         return None
-    name = own if asked == "auto" else asked
-    course = name in shipped_segmenters() or name.endswith(".safetensors")
-    segmenter = load_segmenter(name) if course else segformer(name)
+    course = asked in shipped_segmenters() or asked.endswith(".safetensors")
+    segmenter = load_segmenter(asked) if course else segformer(asked)
     classes = segmenter.network(segmenter.preprocessing(torch.zeros(1, 3, 64, 64))).shape[1]
     if classes != dataset.label_space.num_classes:
         raise InputError(

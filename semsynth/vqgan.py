@@ -462,20 +462,27 @@ class KeyValueCache:
     "Keys and values of the tokens read so far, a pair a layer: what is read is not read again."
 
     def __init__(self, num_layers: int):
-        self.pairs: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+        self.rooms: list[Tensor | None] = [None] * num_layers  # A pair each, and space for more
+        self.lengths = [0] * num_layers
 
     @property
     def length(self) -> int:
         "Tokens read so far."
-        return 0 if self.pairs[0] is None else self.pairs[0][0].shape[-2]
+        return self.lengths[0]
 
     def extended(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         "All keys and values of a layer, these the last."
-        if self.pairs[layer] is not None:
-            old_key, old_value = self.pairs[layer]
-            key, value = torch.cat([old_key, key], dim=-2), torch.cat([old_value, value], dim=-2)
-        self.pairs[layer] = key, value
-        return key, value
+        pair, room, before = torch.stack([key, value]), self.rooms[layer], self.lengths[layer]
+        length = before + key.shape[-2]
+        if room is None or length > room.shape[-2]:
+            # Twice what is needed, so that hardly any token moves what is there already.
+            larger = pair.new_empty(*pair.shape[:-2], 2 * length, pair.shape[-1])
+            if room is not None:
+                larger[..., :before, :] = room[..., :before, :]
+            self.rooms[layer] = room = larger
+        room[..., before:length, :] = pair
+        self.lengths[layer] = length
+        return room[0, ..., :length, :], room[1, ..., :length, :]
 
 # %% ../nbs/21_vqgan.ipynb #55e2310b
 Read = Float[Tensor, "batch length width"]  # what a transformer thinks of each token
@@ -503,7 +510,7 @@ class CausalAttention(nn.Module):
             key, value = cache.extended(layer, key, value)
         length, before = query.shape[-2], key.shape[-2] - query.shape[-2]
         allowed = None
-        if before:
+        if before and length > 1:  # a single token may ask everybody
             allowed = torch.ones(length, key.shape[-2], dtype=torch.bool, device=x.device)
             allowed = allowed.tril(before)
         answer = F.scaled_dot_product_attention(query, key, value, allowed, is_causal=not before)
@@ -780,10 +787,10 @@ class VQGAN(Synthesizer):
         label_map: LabelMap,
         instance_map: InstanceMap | None = None,
         *,
-        temperature: float = 1.0,     # Below 1 the likely become likelier; 0: no chance at all
+        temperature: float = 0.7,     # Below 1 the likely become likelier; 0: none; published: 1
         top_k: int = 100,             # Only so many of the likeliest tokens are drawn from; 0: all
         top_p: float = 1.0,           # Only the likeliest that together have this probability
-        guidance_scale: float = 2.0,  # How far from what no map would say; 1: off, as published
+        guidance_scale: float = 3.0,  # How far from what no map would say; 1: off, as published
         rng: torch.Generator | None = None,
     ) -> Image:
         "Images, token by token."

@@ -890,7 +890,7 @@ def test_train_resume_sample_evaluate(
     mean, low, high = report["scores"]["L1"]
     assert mean == pytest.approx(np.mean([row["L1"] for row in report["images"]]), rel=1e-5)
     assert low <= mean <= high and report["cost"]["ms an image"] > 0
-    assert "segmenter-synthetic" in report["protocol"]["segmenter"]
+    assert "segmenter-synthetic-strict" in report["protocol"]["segmenter"]
     assert (tmp_path / "report" / "gallery.html").is_file()
 
     out = ["-o", "small.safetensors", "--report", "report/report.json"]

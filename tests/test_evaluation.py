@@ -140,14 +140,15 @@ def test_photographs_are_judged_on_their_own_maps(judges: Judges):
     train = SyntheticFacades("train", num_images=10, resolution=64)
     row = photographs(report, train, HOUSES, judges)
     assert row.scores["mIoU"] == report.scores["mIoU of the real images"]
-    assert "L1" not in row.scores and "FD-segmenter-synthetic" in row.scores
+    assert "L1" not in row.scores and "FD-segmenter-synthetic-strict" in row.scores
 
 
 # --- judges
 
 def test_the_judges_that_ship_say_what_they_are_worth():
     names = ["perceptual-facades", "perceptual-synthetic", "segmenter-facades"]
-    assert list(shipped_segmenters()) == [*names, "segmenter-synthetic"]
+    both = ["segmenter-synthetic-strict", "segmenter-synthetic"]
+    assert list(shipped_segmenters()) == [*names, *both]
     for path in shipped_segmenters().values():
         card = path.with_suffix(".md").read_text(encoding="utf-8")
         assert path.stat().st_size < 3e6
@@ -157,10 +158,29 @@ def test_the_judges_that_ship_say_what_they_are_worth():
     assert judge.hash != loss.hash
 
 
-def test_the_synthetic_judge_reads_new_houses():
+def test_the_strict_judge_reads_new_houses_and_is_harder_to_please():
     houses = SyntheticFacades("test", num_images=24, resolution=128)
-    scores = real_scores(load_segmenter("segmenter-synthetic"), houses, 128)
-    assert scores["mIoU"].value > 0.8 and scores["pixel accuracy"].value > 0.95
+    cut_outs = ClassMean.of(SyntheticFacades("train", num_images=100, resolution=128), 128)
+    read = {}
+    for kind in ("segmenter-synthetic", "segmenter-synthetic-strict"):
+        judge = load_segmenter(kind)
+        scores = real_scores(judge, houses, 128)
+        assert scores["mIoU"].value > 0.8 and scores["pixel accuracy"].value > 0.95
+        layout, batch = LayoutAgreement(judge, 12), next(
+            iter(evaluation_batches(houses, Resize(128), batch_size=24)))
+        drawn = cut_outs.sample(batch.label_map)
+        layout.update(drawn, batch.image, batch.label_map, torch.arange(24))
+        read[kind] = layout.scores()["mIoU"].value
+    assert read["segmenter-synthetic-strict"] < read["segmenter-synthetic"] - 0.05
+
+
+def test_the_strict_judge_is_asked_where_there_is_one(facades_folder):
+    houses = SyntheticFacades("test", num_images=2, resolution=64)
+    assert find_judges(houses).segmenter.name == "segmenter-synthetic-strict"
+    assert find_judges(Facades(facades_folder, "test")).segmenter.name == "segmenter-facades"
+    assert find_judges(houses, segmenter="segmenter-synthetic").segmenter.name == (
+        "segmenter-synthetic")
+    assert find_judges(houses, segmenter="none").segmenter is None
 
 
 def test_the_judge_of_real_facades_knows_whose_map_it_is(facades_folder):
