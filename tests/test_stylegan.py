@@ -300,7 +300,7 @@ def test_styles_change_the_look_and_leave_the_layout(shipped: StyleGAN, houses: 
     label_map = houses.label_map[:1].expand(6, -1, -1)
     images = shipped.sample(label_map, rng=rng())
     distance = feature_distance(load_segmenter("perceptual-synthetic"))
-    assert distance(images[:3], images[3:]).mean() > 0.5
+    assert distance(images[:3], images[3:]).mean() > 0.3
     agreement = layouts(images, label_map)
     assert min(agreement) > 0.3 and min(agreement) > 0.6 * max(agreement)
 
