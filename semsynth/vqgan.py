@@ -790,11 +790,12 @@ class VQGAN(Synthesizer):
         temperature: float = 0.7,     # Below 1 the likely become likelier; 0: none; published: 1
         top_k: int = 100,             # Only so many of the likeliest tokens are drawn from; 0: all
         top_p: float = 1.0,           # Only the likeliest that together have this probability
-        guidance_scale: float = 3.0,  # How far from what no map would say; 1: off, as published
+        guidance_scale: float = 3.0,  # How far from what no map would say; 1: off
         rng: torch.Generator | None = None,
     ) -> Image:
-        "Images, token by token."
-        taste = Taste(temperature, top_k, top_p, guidance_scale)
+        "Images, token by token; guided only if some maps were dropped in training."
+        heard = guidance_scale if self.null_probability else 1.0
+        taste = Taste(temperature, top_k, top_p, heard)
         return self.first_stage.draw(write_grid(self, label_map, taste, rng))
 
     @classmethod

@@ -570,3 +570,16 @@ def test_samples_have_the_layout_of_their_maps_well_above_chance(houses):
         assert torch.equal(one, two)
     looks = model.sample(houses.label_map[:1].expand(3, -1, -1), rng=torch.Generator())
     assert (looks[0] - looks[1]).abs().mean() > 0.02
+
+
+def test_who_never_read_an_empty_map_is_not_guided_away_from_it():
+    label_map = DATASET.batch(2).label_map
+    model = joined(null_probability=0.0)
+    alone, guided = (
+        model.sample(label_map, guidance_scale=scale, rng=torch.Generator().manual_seed(0))
+        for scale in (1.0, 5.0)
+    )
+    assert torch.equal(alone, guided)
+    model.null_probability = 0.1
+    changed = model.sample(label_map, guidance_scale=5.0, rng=torch.Generator().manual_seed(0))
+    assert not torch.equal(alone, changed)
