@@ -314,6 +314,7 @@ class EncoderDecoder(nn.Module):
         latent_channels: int,        # Between the two
         doubled: bool = True,        # Whether means and log-variances come out of the encoder
         picture_channels: int = 3,
+        decoder: nn.Module | None = None,  # Another than the usual one
     ):
         super().__init__()
         times = 2 if doubled else 1
@@ -321,7 +322,7 @@ class EncoderDecoder(nn.Module):
         self.encoder = Encoder(sizes, times * code_channels, picture_channels)
         self.after_encoder = nn.Conv2d(times * code_channels, times * latent_channels, 1)
         self.before_decoder = nn.Conv2d(latent_channels, code_channels, 1)
-        self.decoder = Decoder(sizes, code_channels, picture_channels)
+        self.decoder = decoder or Decoder(sizes, code_channels, picture_channels)
         self.transform = None
         if sizes.cosines:
             self.transform = CosineTransform(latent_channels, sizes.downsampling)
@@ -342,9 +343,9 @@ class EncoderDecoder(nn.Module):
         mean, *log_variance = code.split(linear.shape[1], dim=1)
         return torch.cat([mean + linear, *log_variance], dim=1)
 
-    def decode(self, latents: Latents) -> Picture:
-        "The picture that some latents stand for."
-        picture = self.decoder(self.before_decoder(latents))
+    def decode(self, latents: Latents, *told: Tensor) -> Picture:
+        "The picture that some latents stand for; what else is told is for the decoder."
+        picture = self.decoder(self.before_decoder(latents), *told)
         return picture if self.transform is None else picture + self.transform.decode(latents)
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Code', 'TokenGrid', 'Tokens', 'MapTokens', 'Places', 'Written', 'TokenLogits', 'FIRST_STAGE_PRESETS',
            'MAP_STAGE_PRESETS', 'Read', 'NextLogits', 'PRESETS', 'Quantised', 'nearest', 'codebook_terms', 'perplexity',
-           'Codebook', 'adaptive_weight', 'VQWeights', 'VQAutoencoder', 'MapAutoencoder', 'some_cells',
+           'Codebook', 'adaptive_weight', 'LayoutDecoder', 'VQWeights', 'VQAutoencoder', 'MapAutoencoder', 'some_cells',
            'vqgan_autoencoder', 'begin_at_one', 'map_autoencoder', 'KeyValueCache', 'CausalAttention',
            'TransformerBlock', 'GPT', 'begin_small', 'image_token_loss', 'narrowed', 'drawn', 'write', 'corner',
            'CommonestClass', 'Window', 'VQGAN', 'check_cells', 'grid_places', 'Taste', 'Reading', 'write_grid', 'vqgan',
@@ -15,6 +15,7 @@ __all__ = ['Code', 'TokenGrid', 'Tokens', 'MapTokens', 'Places', 'Written', 'Tok
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -27,6 +28,7 @@ from torch import Tensor
 from semsynth.autoencoder import (
     EncoderDecoder,
     LatentStatistics,
+    Picture,
     Sizes,
     first_stage_weights,
     load_stage,
@@ -36,6 +38,7 @@ from .cgan import Loss, PatchGAN, hinge_d_loss, hinge_g_loss, initialise, load_o
 from semsynth.labels import (
     Batch,
     Image,
+    IGNORE_INDEX,
     InputError,
     InstanceMap,
     LabelMap,
@@ -43,8 +46,10 @@ from semsynth.labels import (
     Semantics,
     null_label_map,
     onehot,
+    semantics,
 )
 from .pix2pixhd import PerceptualLoss, perceptual_loss
+from .spade import SPADEBlock, SPADENorm
 from .synthesizer import Autoencoder, Losses, Synthesizer, Trainable, frozen
 
 # %% ../nbs/21_vqgan.ipynb #01b2249f
@@ -179,6 +184,49 @@ def adaptive_weight(
     )
     return (push / (other + 1e-4)).clamp(0, largest).detach()
 
+# %% ../nbs/21_vqgan.ipynb #2d33433d
+class LayoutDecoder(nn.Module):
+    "A decoder that sees the map: SPADE's blocks, from the grid to the picture (Park et al. 2019)."
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        code_channels: int,      # Of what it reads
+        semantic_channels: int,  # Of the condition
+        layout_channels: int,    # Of the layer that a gamma and a beta share
+    ):
+        super().__init__()
+        modulate = partial(
+            SPADENorm, norm=partial(nn.GroupNorm, sizes.groups, affine=False),
+            hidden_channels=layout_channels,
+        )
+        widths = sizes.widths
+        self.stem = nn.Conv2d(code_channels, widths[-1], 3, padding=1)
+        self.levels, before = nn.ModuleList(), widths[-1]
+        for width in reversed(widths):
+            blocks = nn.ModuleList()
+            for _ in range(sizes.num_blocks + 1):
+                channels = semantic_channels * sizes.patch**2
+                blocks.append(SPADEBlock(before, width, channels, modulate, wrap=nn.Sequential))
+                before = width
+            self.levels.append(blocks)
+        self.head = nn.Conv2d(widths[0], 3 * sizes.patch**2, 3, padding=1)
+        self.patch = sizes.patch
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.reset_parameters()  # the GAN's tiny start would make the map inaudible
+
+    def forward(self, code: Code, semantics: Semantics) -> Picture:
+        semantics = F.pixel_unshuffle(semantics, self.patch)
+        x = self.stem(code)
+        for level, blocks in enumerate(self.levels):
+            if level:
+                x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+            for block in blocks:
+                x = block(x, semantics)
+        return F.pixel_shuffle(self.head(F.leaky_relu(x, 0.2)), self.patch)
+
+
 # %% ../nbs/21_vqgan.ipynb #dac2c18d
 class VQWeights(NamedTuple):
     "Of the terms of a VQGAN's first stage; 0 is off."
@@ -205,6 +253,7 @@ class VQAutoencoder(Autoencoder):
         perceptual: PerceptualLoss | None = None,  # Compares with the image; None: nothing does
         weights: VQWeights = VQWeights(),  # noqa: B008 (a NamedTuple never changes)
         legacy: bool = False,                      # Whether beta stands on the wrong term
+        num_classes: int = 0,                      # Of the maps that the decoder sees; 0: none
     ):
         super().__init__()
         channels = codebook.embedding.embedding_dim
@@ -217,16 +266,34 @@ class VQAutoencoder(Autoencoder):
         self.latent_channels, self.downsampling = channels, networks.downsampling
         self.codebook_size = codebook.embedding.num_embeddings
         self.perceptual, self.weights, self.legacy = perceptual, weights, legacy
+        self.num_classes = num_classes
 
     def tokens(self, image: Image) -> TokenGrid:
         "What the image says, in words of the codebook."
         code = self.autoencoder["networks"].encode(image)
         return nearest(code, self.autoencoder["codebook"].embedding.weight)
 
-    def draw(self, tokens: TokenGrid) -> Image:
+    def draw(
+        self,
+        tokens: TokenGrid,
+        label_map: LabelMap | None = None,  # For a decoder that sees one; None: says nothing
+        instance_map: InstanceMap | None = None,
+    ) -> Image:
         "The image that some tokens stand for."
         code = self.autoencoder["codebook"].look_up(tokens)
-        return self.autoencoder["networks"].decode(code).clamp(-1, 1)
+        told = self.told(code, label_map, instance_map)
+        return self.autoencoder["networks"].decode(code, *told).clamp(-1, 1)
+
+    def told(
+        self, code: Code, label_map: LabelMap | None, instance_map: InstanceMap | None
+    ) -> list[Semantics]:
+        "What the decoder sees beside a code."
+        if not self.num_classes:
+            return []
+        if label_map is None:
+            size = [self.downsampling * length for length in code.shape[-2:]]
+            label_map = torch.full((len(code), *size), IGNORE_INDEX, device=code.device)
+        return [semantics(label_map, instance_map, self.num_classes)]
 
     def encode(self, image: Image) -> Latents:
         "The code before it is quantised, of unit variance."
@@ -238,12 +305,19 @@ class VQAutoencoder(Autoencoder):
         code = self.autoencoder["statistics"].restore(latents)
         return self.draw(nearest(code, self.autoencoder["codebook"].embedding.weight))
 
+    def example(self, batch: Batch, rng: torch.Generator | None = None) -> Image:
+        "What a sample grid shows: images in words, drawn where their maps are seen, if they are."
+        return self.draw(self.tokens(batch.image), batch.label_map, batch.instance_map)
+
     def training_losses(self, batch: Batch, step: int) -> Losses:
         code = self.autoencoder["networks"].encode(batch.image)
         self.autoencoder["statistics"].update(code)
         self.autoencoder["codebook"].learn(code)
         quantised = self.autoencoder["codebook"](code)
-        fake = self.autoencoder["networks"].decode(quantised.straight_through)
+        told = self.told(code, batch.label_map, batch.instance_map)
+        # Some maps have holes, so that words alone can be drawn as well.
+        told = [planes * some_cells(planes, self.downsampling, 0.2) for planes in told]
+        fake = self.autoencoder["networks"].decode(quantised.straight_through, *told)
         judged = self.discriminator is not None and step >= self.weights.adversarial_start
 
         terms = self.faithful_terms(fake, batch.image)
@@ -342,6 +416,7 @@ def some_cells(
 
 # %% ../nbs/21_vqgan.ipynb #8b84e65a
 def vqgan_autoencoder(
+    num_classes: int = 0,                    # Of the maps that its decoder may see
     *,
     channels: int = 128,                     # At full size
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),  # Of `channels`, level by level
@@ -362,6 +437,7 @@ def vqgan_autoencoder(
     adversarial_weight: float = 0.8,         # Times the adaptive weight
     adversarial_start: int = 10_000,         # Steps before the judge has a say
     legacy: bool = False,                    # Whether beta stands on the wrong term, as published
+    layout_channels: int = 0,                # Between the map and each gamma; 0: it sees no map
 ) -> VQAutoencoder:
     "The first stage of a VQGAN, of these sizes."
     sizes = Sizes(channels, tuple(multipliers), num_blocks, tuple(attention_levels),
@@ -369,7 +445,10 @@ def vqgan_autoencoder(
     judge = None
     if discriminator_channels:
         judge = initialise(PatchGAN(3, discriminator_channels, discriminator_layers))
-    networks = EncoderDecoder(sizes, code_channels, code_channels, doubled=False)
+    decoder = None
+    if layout_channels:
+        decoder = LayoutDecoder(sizes, code_channels, num_classes + 1, layout_channels)
+    networks = EncoderDecoder(sizes, code_channels, code_channels, doubled=False, decoder=decoder)
     if cosines:
         begin_at_one(networks)
     return VQAutoencoder(
@@ -382,6 +461,7 @@ def vqgan_autoencoder(
             adversarial_start=adversarial_start,
         ),
         legacy=legacy,
+        num_classes=num_classes if layout_channels else 0,
     )
 
 
@@ -796,7 +876,8 @@ class VQGAN(Synthesizer):
         "Images, token by token; guided only if some maps were dropped in training."
         heard = guidance_scale if self.null_probability else 1.0
         taste = Taste(temperature, top_k, top_p, heard)
-        return self.first_stage.draw(write_grid(self, label_map, taste, rng))
+        tokens = write_grid(self, label_map, taste, rng)
+        return self.first_stage.draw(tokens, label_map, instance_map)
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, object], num_heads: int = 16) -> "VQGAN":
