@@ -825,8 +825,9 @@ def load_synthesizer(
 def shipped_synthesizers(
     dataset: str,  # A name in `DATASETS`
 ) -> dict[str, Weights]:
-    "The weights that ship for a dataset, of all families that draw; first stages are left out."
-    found = {name: load_source(name) for name in shipped_weights()}
+    "The weights that ship for a dataset, one file of each family that draws: no first stages."
+    plain = {*MODELS, *(f"{family}-{dataset}" for family in MODELS)}
+    found = {name: load_source(name) for name in shipped_weights() if name in plain}
     return {
         name: weights for name, weights in found.items() if weights.config.data["name"] == dataset
     }

@@ -728,7 +728,7 @@ def image_facts(
     rows, latents, tokens = [], [], []
     for batch in batches:
         latents.append(model.encode(batch.image))
-        image = model.decode(latents[-1])
+        image = model.example(batch)
         rows.append({"PSNR": psnr(image, batch.image)}
                     | image_scores(image, batch.image, distances))
         if isinstance(model, VQAutoencoder):

@@ -6,7 +6,7 @@
 __all__ = ['Code', 'TokenGrid', 'Tokens', 'MapTokens', 'Places', 'Written', 'TokenLogits', 'FIRST_STAGE_PRESETS',
            'MAP_STAGE_PRESETS', 'Read', 'NextLogits', 'PRESETS', 'Quantised', 'nearest', 'codebook_terms', 'perplexity',
            'Codebook', 'adaptive_weight', 'LayoutDecoder', 'VQWeights', 'VQAutoencoder', 'MapAutoencoder', 'some_cells',
-           'vqgan_autoencoder', 'begin_at_one', 'map_autoencoder', 'KeyValueCache', 'CausalAttention',
+           'exchanged', 'vqgan_autoencoder', 'begin_at_one', 'map_autoencoder', 'KeyValueCache', 'CausalAttention',
            'TransformerBlock', 'GPT', 'begin_small', 'image_token_loss', 'narrowed', 'drawn', 'write', 'corner',
            'CommonestClass', 'Window', 'VQGAN', 'check_cells', 'grid_places', 'Taste', 'Reading', 'write_grid', 'vqgan',
            'begin_as_codes', 'begin_as_clocks', 'load_map_stage', 'official_vq', 'official_gpt', 'official_vqgan']
@@ -254,6 +254,7 @@ class VQAutoencoder(Autoencoder):
         weights: VQWeights = VQWeights(),  # noqa: B008 (a NamedTuple never changes)
         legacy: bool = False,                      # Whether beta stands on the wrong term
         num_classes: int = 0,                      # Of the maps that the decoder sees; 0: none
+        mistakes: float = 0.0,  # At most this part of the words is misplaced in training
     ):
         super().__init__()
         channels = codebook.embedding.embedding_dim
@@ -266,7 +267,7 @@ class VQAutoencoder(Autoencoder):
         self.latent_channels, self.downsampling = channels, networks.downsampling
         self.codebook_size = codebook.embedding.num_embeddings
         self.perceptual, self.weights, self.legacy = perceptual, weights, legacy
-        self.num_classes = num_classes
+        self.num_classes, self.mistakes = num_classes, mistakes
 
     def tokens(self, image: Image) -> TokenGrid:
         "What the image says, in words of the codebook."
@@ -317,7 +318,8 @@ class VQAutoencoder(Autoencoder):
         told = self.told(code, batch.label_map, batch.instance_map)
         # Some maps have holes, so that words alone can be drawn as well.
         told = [planes * some_cells(planes, self.downsampling, 0.2) for planes in told]
-        fake = self.autoencoder["networks"].decode(quantised.straight_through, *told)
+        known = exchanged(quantised.straight_through, self.mistakes)
+        fake = self.autoencoder["networks"].decode(known, *told)
         judged = self.discriminator is not None and step >= self.weights.adversarial_start
 
         terms = self.faithful_terms(fake, batch.image)
@@ -414,6 +416,19 @@ def some_cells(
     kept = torch.rand(batch, 1, height // side, width // side, **options) >= rate
     return F.interpolate(kept.to(planes), scale_factor=float(side), mode="nearest")
 
+
+def exchanged(
+    code: Code,
+    share: float,  # Of the places, at most; how many it is in an image is random
+) -> Code:
+    "Some places say what another place of the same image should."
+    flat, options = code.flatten(2), {"device": code.device}
+    batch, _, places = flat.shape
+    wrong = torch.rand(batch, 1, places, **options) < share * torch.rand(batch, 1, 1, **options)
+    order = torch.rand(batch, 1, places, **options).argsort(2).expand_as(flat)
+    return torch.where(wrong, flat.gather(2, order), flat).view_as(code)
+
+
 # %% ../nbs/21_vqgan.ipynb #8b84e65a
 def vqgan_autoencoder(
     num_classes: int = 0,                    # Of the maps that its decoder may see
@@ -438,6 +453,7 @@ def vqgan_autoencoder(
     adversarial_start: int = 10_000,         # Steps before the judge has a say
     legacy: bool = False,                    # Whether beta stands on the wrong term, as published
     layout_channels: int = 0,                # Between the map and each gamma; 0: it sees no map
+    mistakes: float = 0.0,                   # At most this part of the words is misplaced
 ) -> VQAutoencoder:
     "The first stage of a VQGAN, of these sizes."
     sizes = Sizes(channels, tuple(multipliers), num_blocks, tuple(attention_levels),
@@ -462,6 +478,7 @@ def vqgan_autoencoder(
         ),
         legacy=legacy,
         num_classes=num_classes if layout_channels else 0,
+        mistakes=mistakes,
     )
 
 
@@ -983,6 +1000,12 @@ def vqgan(
     maps = load_map_stage(map_stage, num_classes, images.downsampling)
     ratio = check_cells(images.downsampling, maps.downsampling, side)
     counts = images.codebook_size, maps.codebook_size
+    if images.num_classes not in (0, num_classes):
+        raise InputError(
+            f"the decoder of the first stage {first_stage} sees maps of {images.num_classes}"
+            f" classes, and these maps have {num_classes}: train a vqgan_autoencoder for them, or"
+            " one with model.layout_channels=0"
+        )
     if 0 < vocabulary < max(counts):
         raise InputError(
             f"a vocabulary of {vocabulary} words is too small for first stages of"

@@ -191,6 +191,52 @@ def test_a_few_steps_use_half_of_the_book_and_draw_nearer():
     assert len(model.tokens(image).unique()) >= 16
 
 
+def seeing(**changes) -> VQAutoencoder:
+    return build(num_classes=12, layout_channels=8, **changes)
+
+
+def test_a_decoder_that_sees_the_map_draws_it_where_it_stands(rng):
+    model, batch = seeing().eval(), DATASET.batch(1)
+    torch.nn.init.normal_(model.autoencoder["networks"].decoder.head.weight)  # begins silent
+    tokens, own = model.tokens(batch.image), batch.label_map
+    other = own.clone()
+    other[:, :4, :4] = (own[:, :4, :4] + 1) % 12
+    drawn, moved = model.draw(tokens, own), model.draw(tokens, other)
+    changed = (drawn - moved).abs().sum(1)[0]
+    # Norms hear of it everywhere, but softly.
+    assert changed[:4, :4].mean() > 5 * changed[20:, 20:].mean()
+    blank = model.draw(tokens, null_label_map(own))
+    assert torch.equal(model.draw(tokens), blank) and not torch.equal(drawn, blank)
+    assert torch.equal(model.example(batch), model.draw(tokens, own, batch.instance_map))
+    blind = build().eval()
+    words = blind.tokens(batch.image)
+    assert torch.equal(blind.draw(words, own), blind.draw(words))
+
+
+def test_what_the_map_says_need_not_be_said_in_words():
+    data, losses = Blocks(num_images=8, resolution=32), {}
+    batch = data.batch(8)
+    for name, make in {"sees": seeing, "blind": build}.items():
+        model = make(channels=16, patience=3, codebook_size=4, discriminator_channels=0)
+        batches = training_batches(data, same, batch_size=4, num_steps=60)
+        list(training_loop(model, batches, make_optimizers(model, optim(model))))
+        with torch.no_grad():
+            losses[name] = (model.eval().example(batch) - batch.image).abs().mean().item()
+            mixed = model.draw(model.tokens(batch.image), batch.label_map.roll(1, 0))
+            losses[f"{name}, another map"] = (mixed - batch.image).abs().mean().item()
+    assert losses["sees"] < 0.8 * losses["blind"]
+    assert losses["sees, another map"] > 1.2 * losses["sees"]
+
+
+def test_samples_are_drawn_in_sight_of_their_map(rng):
+    model = VQGAN(seeing(), CommonestClass(12, 4), gpt(vocabulary=32 + 13, longest=128, outputs=32))
+    seen = []
+    model.first_stage.draw = lambda *given: seen.append(given) or DATASET.batch(1).image
+    own, instances = DATASET.batch(1).label_map, DATASET.batch(1).instance_map
+    model.sample(own, instances, rng=rng)
+    assert torch.equal(seen[0][1], own) and torch.equal(seen[0][2], instances)
+
+
 def test_maps_are_told_and_read_back():
     data = Blocks(num_images=8, resolution=32)
     torch.manual_seed(0)
