@@ -31,6 +31,7 @@ from semsynth.vqgan import (
     begin_as_clocks,
     codebook_terms,
     corner,
+    exchanged,
     image_token_loss,
     map_autoencoder,
     narrowed,
@@ -228,12 +229,22 @@ def test_what_the_map_says_need_not_be_said_in_words():
     assert losses["sees, another map"] > 1.2 * losses["sees"]
 
 
+def test_mistakes_exchange_words_of_one_image_and_no_more_than_asked(rng):
+    torch.manual_seed(0)
+    code = torch.arange(2 * 400.0).view(2, 1, 20, 20)
+    assert torch.equal(exchanged(code, 0.0), code)
+    moved = exchanged(code.expand(2, 3, 20, 20), 0.6)
+    assert torch.equal(moved[:, 0], moved[:, 2])
+    assert moved[0].max() < 400 <= moved[1].min()
+    share = (moved[:, :1] != code).float().mean((1, 2, 3))
+    assert (share > 0).all() and share.max() < 0.65
+
+
 def test_samples_are_drawn_in_sight_of_their_map(rng):
-    model = VQGAN(seeing(), CommonestClass(12, 4), gpt(vocabulary=32 + 13, longest=128, outputs=32))
-    seen = []
+    model, seen = joined(), []
     model.first_stage.draw = lambda *given: seen.append(given) or DATASET.batch(1).image
     own, instances = DATASET.batch(1).label_map, DATASET.batch(1).instance_map
-    model.sample(own, instances, rng=rng)
+    model.sample(own, instances, rng=rng, top_k=0)
     assert torch.equal(seen[0][1], own) and torch.equal(seen[0][2], instances)
 
 
