@@ -470,14 +470,15 @@ def test_each_word_is_told_what_the_map_says_where_the_next_will_stand(cell, rng
     assert model.transformer.asides.weight.grad.abs().sum() > 0
 
 
-def stages(folder) -> dict[str, str]:
-    "Two small first stages in files."
+def stages(folder, **changes) -> dict[str, str]:
+    "Two small first stages in files; changes are of the one for images."
     config = {"data": {"name": "synthetic"}, "optim": {}, "train": {}}
     sizes = {"channels": 8, "groups": 4, "codebook_size": 16}
     files = {}
     for key, name in {"first_stage": "vqgan_autoencoder", "map_stage": "map_autoencoder"}.items():
-        values = configs.resolved(configs.checked(
-            config | {"model": {"name": name, "preset": "mini"} | sizes}))
+        chosen = {"name": name, "preset": "mini"} | sizes
+        chosen |= changes if key == "first_stage" else {}
+        values = configs.resolved(configs.checked(config | {"model": chosen}))
         torch.manual_seed(0)
         model = configs.build_model(values, 12).eval()
         path = folder / f"{name}.safetensors"
@@ -516,6 +517,11 @@ def test_the_builder_loads_both_stages_by_name(tmp_path):
     assert vqgan(3, **files | {"map_stage": "commonest"}, **sizes).num_classes == 3
     with pytest.raises(InputError, match="knows 12 classes, and these maps have 3"):
         vqgan(3, **files, **sizes)
+    (tmp_path / "seeing").mkdir()
+    seeing = stages(tmp_path / "seeing", layout_channels=4)["first_stage"]
+    assert vqgan(12, **files | {"first_stage": seeing}, **sizes).first_stage.num_classes == 12
+    with pytest.raises(InputError, match="sees maps of 12 classes, and these maps have 3"):
+        vqgan(3, first_stage=seeing, map_stage="commonest", **sizes)
     with pytest.raises(InputError, match="vocabulary of 15 words is too small"):
         vqgan(12, **files, **sizes, vocabulary=15)
     with pytest.raises(InputError, match="it holds map_autoencoder, not vqgan_autoencoder"):
@@ -601,7 +607,7 @@ def test_shipped_first_stages_do_as_their_cards_say(name, test_data):
         measured = (read == batch.label_map)[kept].float().mean().item()
         assert told > 0.85 and measured == pytest.approx(told, abs=0.05)
     else:
-        image = weights.model.draw(weights.model.tokens(batch.image))
+        image = weights.model.example(batch)
         told = float(weights.facts["PSNR"].split()[0])
         assert psnr(image, batch.image).mean().item() == pytest.approx(told, abs=1.5)
 
