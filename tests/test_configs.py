@@ -341,6 +341,13 @@ def test_load_says_what_ships():
         semsynth.load("pix2pux")
 
 
+@pytest.mark.parametrize("dataset", ["synthetic", "facades"])
+def test_one_of_each_family_stands_for_a_dataset(dataset: str):
+    found = configs.shipped_synthesizers(dataset)
+    families = [weights.config.model["name"] for weights in found.values()]
+    assert sorted(families) == sorted(MODELS) and "sdm-64" not in found
+
+
 def test_load_serves_what_ships(saved, monkeypatch: pytest.MonkeyPatch):
     path, _, _ = saved
     monkeypatch.setattr(configs, "WEIGHTS", path.parent)
