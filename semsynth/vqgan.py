@@ -422,6 +422,8 @@ def exchanged(
     share: float,  # Of the places, at most; how many it is in an image is random
 ) -> Code:
     "Some places say what another place of the same image should."
+    if not share:
+        return code
     flat, options = code.flatten(2), {"device": code.device}
     batch, _, places = flat.shape
     wrong = torch.rand(batch, 1, places, **options) < share * torch.rand(batch, 1, 1, **options)
