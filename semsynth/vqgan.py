@@ -36,9 +36,9 @@ from semsynth.autoencoder import (
 )
 from .cgan import Loss, PatchGAN, hinge_d_loss, hinge_g_loss, initialise, load_official
 from semsynth.labels import (
+    IGNORE_INDEX,
     Batch,
     Image,
-    IGNORE_INDEX,
     InputError,
     InstanceMap,
     LabelMap,
@@ -186,7 +186,7 @@ def adaptive_weight(
 
 # %% ../nbs/21_vqgan.ipynb #2d33433d
 class LayoutDecoder(nn.Module):
-    "A decoder that sees the map: SPADE's blocks, from the grid to the picture (Park et al. 2019)."
+    "A decoder that sees the map: SPADE's blocks and no attention (Park et al. 2019)."
 
     def __init__(
         self,
@@ -200,14 +200,14 @@ class LayoutDecoder(nn.Module):
             SPADENorm, norm=partial(nn.GroupNorm, sizes.groups, affine=False),
             hidden_channels=layout_channels,
         )
-        widths = sizes.widths
+        widths, folded = sizes.widths, semantic_channels * sizes.patch**2
+        plain = nn.Sequential  # around a convolution: as it is, without spectral norm
         self.stem = nn.Conv2d(code_channels, widths[-1], 3, padding=1)
         self.levels, before = nn.ModuleList(), widths[-1]
         for width in reversed(widths):
             blocks = nn.ModuleList()
             for _ in range(sizes.num_blocks + 1):
-                channels = semantic_channels * sizes.patch**2
-                blocks.append(SPADEBlock(before, width, channels, modulate, wrap=nn.Sequential))
+                blocks.append(SPADEBlock(before, width, folded, modulate, wrap=plain))
                 before = width
             self.levels.append(blocks)
         self.head = nn.Conv2d(widths[0], 3 * sizes.patch**2, 3, padding=1)
@@ -225,7 +225,6 @@ class LayoutDecoder(nn.Module):
             for block in blocks:
                 x = block(x, semantics)
         return F.pixel_shuffle(self.head(F.leaky_relu(x, 0.2)), self.patch)
-
 
 # %% ../nbs/21_vqgan.ipynb #dac2c18d
 class VQWeights(NamedTuple):
@@ -430,7 +429,6 @@ def exchanged(
     order = torch.rand(batch, 1, places, **options).argsort(2).expand_as(flat)
     return torch.where(wrong, flat.gather(2, order), flat).view_as(code)
 
-
 # %% ../nbs/21_vqgan.ipynb #8b84e65a
 def vqgan_autoencoder(
     num_classes: int = 0,                    # Of the maps that its decoder may see
@@ -460,6 +458,8 @@ def vqgan_autoencoder(
     "The first stage of a VQGAN, of these sizes."
     sizes = Sizes(channels, tuple(multipliers), num_blocks, tuple(attention_levels),
                   middle_attention, groups, patch=patch, cosines=cosines)
+    if layout_channels and not num_classes:
+        raise InputError("a decoder that sees maps must know num_classes, as many as they have")
     judge = None
     if discriminator_channels:
         judge = initialise(PatchGAN(3, discriminator_channels, discriminator_layers))

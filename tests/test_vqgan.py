@@ -209,6 +209,8 @@ def test_a_decoder_that_sees_the_map_draws_it_where_it_stands(rng):
     blank = model.draw(tokens, null_label_map(own))
     assert torch.equal(model.draw(tokens), blank) and not torch.equal(drawn, blank)
     assert torch.equal(model.example(batch), model.draw(tokens, own, batch.instance_map))
+    with pytest.raises(InputError, match="must know num_classes"):
+        build(layout_channels=8)
     blind = build().eval()
     words = blind.tokens(batch.image)
     assert torch.equal(blind.draw(words, own), blind.draw(words))
