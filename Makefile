@@ -61,9 +61,17 @@ RUN := runs/$(MODEL)-$(DATASET)-weights
 NAME := $(MODEL)$(if $(filter-out synthetic,$(DATASET)),-$(DATASET))
 ROOT := $(if $(DATA),--data-root $(DATA))
 FIRST_STAGE := $(filter autoencoder vqgan_autoencoder map_autoencoder,$(MODEL))
+# Most weights come from one run. The conditional GAN's come from three, each from where the one before ended.
+trained = if [ -f $(1)/checkpoint.pt ]; then $(BIN)/semsynth train --resume $(1); else \
+	$(BIN)/semsynth train --dataset $(DATASET) --model $(MODEL) $(ROOT) --run-dir $(1) $(2) $(SET); fi
+HALF := optim.generator.lr=2e-4 optim.discriminator.lr=2e-4
+SECOND := train.start_from=$(RUN)-first train.num_steps=2000 train.ema_decay=0.998 $(HALF)
+THIRD := train.start_from=$(RUN)-second train.ema_decay=0.9995 train.lr_schedule=constant data.num_images=4000 $(HALF)
+IN_THREE := $(filter cgan-synthetic,$(MODEL)-$(DATASET))
 weights: $(READY)
-	if [ -f $(RUN)/checkpoint.pt ]; then $(BIN)/semsynth train --resume $(RUN); else \
-	$(BIN)/semsynth train --dataset $(DATASET) --model $(MODEL) $(ROOT) --run-dir $(RUN) $(SET); fi
+	$(if $(IN_THREE),$(call trained,$(RUN)-first))
+	$(if $(IN_THREE),$(call trained,$(RUN)-second,$(SECOND)))
+	$(call trained,$(RUN),$(if $(IN_THREE),$(THIRD)))
 	$(if $(FIRST_STAGE),,$(BIN)/semsynth evaluate $(RUN) $(ROOT) --out $(RUN)/evaluation --overwrite)
 	$(BIN)/semsynth export $(RUN) -o semsynth/weights/$(NAME).safetensors --overwrite \
 		$(if $(FIRST_STAGE),,--report $(RUN)/evaluation/report.json)
