@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Z', 'W', 'WPlus', 'Code', 'Scales', 'Kernel', 'Filtered', 'Convolved', 'Taps', 'Vectors', 'NoiseKind', 'PixelLogits',
-           'PRESETS', 'leaky', 'EqualLinear', 'resampling_filter', 'smoothed', 'upsampled', 'EqualConv2d', 'normalised',
-           'MappingNetwork', 'demodulation', 'grouped_modulated_conv', 'modulated_conv', 'Modulation', 'Told',
-           'SynthesisLayer', 'ToRGB', 'widths_by_level', 'SynthesisNetwork', 'StyleGAN2Generator', 'convolutions_down',
-           'pyramid', 'MaskConditioning', 'EmbeddingConditioning', 'HistogramConditioning', 'ConditionedGenerator',
-           'DiscriminatorBlock', 'with_deviation', 'Discriminator', 'Verdict', 'LayoutDiscriminator', 'pixel_log_odds',
-           'balance', 'layout_d_loss', 'layout_g_loss', 'r1_penalty', 'path_lengths', 'likeness', 'StyleGANLosses',
-           'StyleGAN', 'conditioning_of', 'stylegan', 'over_frozen', 'official_stylegan2', 'without_filters',
-           'official_stylegan2_layers']
+           'PSP_LOSSES', 'PRESETS', 'leaky', 'EqualLinear', 'resampling_filter', 'smoothed', 'upsampled', 'EqualConv2d',
+           'normalised', 'MappingNetwork', 'demodulation', 'grouped_modulated_conv', 'modulated_conv', 'Modulation',
+           'Told', 'SynthesisLayer', 'ToRGB', 'widths_by_level', 'SynthesisNetwork', 'StyleGAN2Generator',
+           'convolutions_down', 'pyramid', 'MaskConditioning', 'StyleHead', 'EmbeddingConditioning',
+           'HistogramConditioning', 'NoConditioning', 'ConditionedGenerator', 'DiscriminatorBlock', 'with_deviation',
+           'Discriminator', 'Verdict', 'LayoutDiscriminator', 'pixel_log_odds', 'balance', 'layout_d_loss',
+           'layout_g_loss', 'r1_penalty', 'path_lengths', 'likeness', 'StyleGANLosses', 'StyleGAN', 'conditioning_of',
+           'stylegan', 'over_frozen', 'official_stylegan2', 'without_filters', 'official_stylegan2_layers']
 
 # %% ../nbs/14_stylegan.ipynb #4a87cd0e
 import math
@@ -45,6 +45,8 @@ from semsynth.labels import (
     Semantics,
     semantics,
 )
+from .autoencoder import load_stage
+from .pix2pixhd import PerceptualLoss, perceptual_loss
 from .spade import smallest_size
 from .synthesizer import Losses, Synthesizer, frozen
 
@@ -411,6 +413,33 @@ class MaskConditioning(nn.Module):
         return Told(code=code, modulations=tuple(Modulation(*pair) for pair in pairs))
 
 # %% ../nbs/14_stylegan.ipynb #afc248d2
+class StyleHead(nn.Module):
+    "Features of one size, halved down to 4 x 4, become a vector for each of some places."
+
+    def __init__(
+        self,
+        in_channels: int,
+        halvings: int,    # From the size of the features to 4 pixels
+        num_places: int,  # In the generator, that are told by these features
+        w_channels: int,
+    ):
+        super().__init__()
+        self.downs = nn.ModuleList(
+            EqualConv2d(in_channels, in_channels, down=True) for _ in range(halvings)
+        )
+        self.hidden = EqualLinear(16 * in_channels, 2 * w_channels)
+        self.norm = nn.BatchNorm1d(2 * w_channels)
+        self.vectors = EqualLinear(2 * w_channels, num_places * w_channels)
+        self.num_places = num_places
+
+    def forward(self, x: Features) -> WPlus:
+        for down in self.downs:
+            x = leaky(down(x))
+        flat = F.adaptive_avg_pool2d(x, (4, 4)).flatten(1)
+        vectors = self.vectors(leaky(self.norm(self.hidden(flat))))
+        return vectors.unflatten(1, (self.num_places, -1))
+
+
 class EmbeddingConditioning(nn.Module):
     "An encoder of the map says how far each layer's w moves (after Richardson et al. 2021)."
 
@@ -426,44 +455,65 @@ class EmbeddingConditioning(nn.Module):
         super().__init__()
         widths = [min(channels * 2**n, widest) for n in range(len(synthesis.widths))]
         self.layers = convolutions_down(semantic_channels, widths)
-        self.shape = (synthesis.num_ws, synthesis.w_channels)
-        # Coarse layers are told by the smallest features, finer ones by larger ones.
-        self.levels = [min(n // 4, len(widths) - 1) for n in range(synthesis.num_ws)]
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        # Four places each: coarse layers are told by the smallest features, finer ones by larger.
+        places = [min(4, synthesis.num_ws - first) for first in range(0, synthesis.num_ws, 4)]
         self.heads = nn.ModuleList(
-            EqualLinear(16 * widths[-1 - level], synthesis.w_channels) for level in self.levels
+            StyleHead(widths[-1 - level], level, count, synthesis.w_channels)
+            for level, count in enumerate(places)
         )
 
     def forward(self, semantics: Semantics) -> Told:
-        features = pyramid(self.layers, semantics)[::-1]
-        flat = [F.adaptive_avg_pool2d(level, (4, 4)).flatten(1) for level in features]
-        offsets = [head(flat[level]) for head, level in zip(self.heads, self.levels, strict=True)]
-        return Told(offsets=torch.stack(offsets, dim=1))
+        features, x = [], semantics
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = leaky(norm(layer(x)))
+            features.append(x)
+        finest_last = features[::-1][: len(self.heads)]
+        vectors = [head(level) for head, level in zip(self.heads, finest_last, strict=True)]
+        return Told(offsets=torch.cat(vectors, dim=1))
 
 
 class HistogramConditioning(nn.Module):
     "The share of each class, and nothing about where it stands."
 
-    def __init__(self, semantic_channels: int, synthesis: SynthesisNetwork):
+    def __init__(self, semantic_channels: int):
         super().__init__()
         self.code_channels = semantic_channels
 
     def forward(self, semantics: Semantics) -> Told:
         return Told(code=semantics.mean(dim=(2, 3)))
 
+class NoConditioning(nn.Module):
+    "Nothing: what is left is an unconditional StyleGAN2."
+
+    code_channels = 0
+
+    def forward(self, semantics: Semantics) -> Told:
+        return Told()
+
 # %% ../nbs/14_stylegan.ipynb #25e0ef60
 class ConditionedGenerator(nn.Module):
     "A StyleGAN2 generator, and what tells it the map."
 
-    def __init__(self, base: StyleGAN2Generator, conditioning: nn.Module):
+    def __init__(
+        self,
+        base: StyleGAN2Generator,
+        conditioning: nn.Module,
+        style_from: int = 0,  # With offsets: the first place in which z has a say beside the map
+    ):
         super().__init__()
         self.mapping, self.synthesis, self.conditioning = base.mapping, base.synthesis, conditioning
+        self.style_from = style_from
         self.register_buffer("path_mean", torch.zeros(()))  # running mean of path lengths
 
     def w_plus(self, z: Z, told: Told, truncation_psi: float = 1.0) -> WPlus:
         "One w for every layer: from z, and from the map where it has a say."
         w = self.mapping.truncated(self.mapping(z, told.code), truncation_psi)
         ws = w[:, None].expand(-1, self.synthesis.num_ws, -1)
-        return ws if told.offsets is None else ws + told.offsets
+        if told.offsets is None:
+            return ws
+        styled = torch.arange(self.synthesis.num_ws, device=w.device) >= self.style_from
+        return torch.where(styled[:, None], ws, self.mapping.w_avg) + told.offsets
 
     def forward(
         self, semantics: Semantics, ws: WPlus, told: Told, noise: NoiseKind = "random",
@@ -647,6 +697,10 @@ class StyleGANLosses(NamedTuple):
     path_follow: float = 0.01  # How far the mean length moves towards each new one
     mixing: float = 0.9  # Of batches that mix two styles
     diversity: float = 0.0  # Of two styles of one map being as different as they should
+    adversarial: float = 1.0
+    l2: float = 0.0          # Of the drawing in the mean style beside the photograph, …
+    perceptual: float = 0.0  # … and of their features
+    offsets: float = 0.0     # Of how far the map moves w
 
 # %% ../nbs/14_stylegan.ipynb #6e1f6496
 class StyleGAN(Synthesizer):
@@ -660,10 +714,11 @@ class StyleGAN(Synthesizer):
         discriminator: LayoutDiscriminator,
         num_classes: int,
         weights: StyleGANLosses = StyleGANLosses(),  # noqa: B008 (a NamedTuple never changes)
+        perceptual: PerceptualLoss | None = None,  # Compares with the photo; None: nothing does
     ):
         super().__init__()
         self.generator, self.discriminator = generator, discriminator
-        self.num_classes, self.weights = num_classes, weights
+        self.num_classes, self.weights, self.perceptual = num_classes, weights, perceptual
 
     def draw_z(self, batch: int, rng: torch.Generator | None = None) -> Z:
         "Standard normal, one an image."
@@ -687,18 +742,42 @@ class StyleGAN(Synthesizer):
     def training_losses(self, batch: Batch, step: int) -> Losses:
         condition = semantics(batch.label_map, batch.instance_map, self.num_classes)
         told = self.generator.conditioning(condition)
-        fake = self.generator(condition, self.training_ws(told, len(condition)), told)
-        yield "discriminator", self.discriminator_terms(batch, fake.detach(), step)
-
-        with frozen(self.discriminator):
-            verdict = self.discriminator(fake)
-        terms = {"adversarial": nonsaturating_g_loss(verdict.whole)}
-        terms["layout"] = self.weights.layout * layout_g_loss(verdict.pixels, batch.label_map)
+        terms = {}
+        if self.weights.adversarial or self.weights.layout:
+            fake = self.generator(condition, self.training_ws(told, len(condition)), told)
+            yield "discriminator", self.discriminator_terms(batch, fake.detach(), step)
+            terms |= self.judged_terms(condition, fake, batch.label_map)
         if self.weights.path and step % self.weights.path_every == 0:
             terms["path_length"] = self.path_penalty(condition) * self.weights.path_every
+        if self.weights.l2 or self.weights.perceptual:
+            terms |= self.photo_terms(condition, told, batch.image)
+        yield "generator", terms
+
+    def judged_terms(
+        self, condition: Semantics, fake: Image, label_map: LabelMap
+    ) -> dict[str, Tensor]:
+        "What the discriminator teaches the generator; and that styles shall differ."
+        with frozen(self.discriminator):
+            verdict = self.discriminator(fake)
+        terms = {"adversarial": self.weights.adversarial * nonsaturating_g_loss(verdict.whole)}
+        if self.weights.layout:
+            terms["layout"] = self.weights.layout * layout_g_loss(verdict.pixels, label_map)
         if self.weights.diversity:
             terms["likeness"] = self.weights.diversity * self.other_style(condition, fake)
-        yield "generator", terms
+        return terms
+
+    def photo_terms(
+        self, condition: Semantics, told: Told, image: Image
+    ) -> dict[str, Tensor]:
+        "The drawing in the mean style beside the photograph (Richardson et al. 2021, § 3.2)."
+        ws = self.generator.mapping.w_avg + told.offsets
+        fake = self.generator(condition, ws, told)
+        terms = {"l2": self.weights.l2 * F.mse_loss(fake, image)}
+        if self.perceptual:
+            terms["perceptual"] = self.weights.perceptual * self.perceptual(fake, image)
+        if self.weights.offsets:
+            terms["offsets"] = self.weights.offsets * told.offsets.norm(dim=(1, 2)).mean()
+        return terms
 
     def discriminator_terms(self, batch: Batch, fake: Image, step: int) -> dict[str, Tensor]:
         "Of both heads, and now and then the slope at the photographs."
@@ -706,14 +785,15 @@ class StyleGAN(Synthesizer):
         image = batch.image.detach().requires_grad_(lazy)
         # Apart, so that the group's deviation compares like with like.
         real, made = self.discriminator(image), self.discriminator(fake)
-        layout = layout_d_loss(real.pixels, made.pixels, batch.label_map)
-        terms = {
-            "adversarial": nonsaturating_d_loss(real.whole, made.whole),
-            "layout": self.weights.layout * layout,
-        }
+        adversarial = nonsaturating_d_loss(real.whole, made.whole)
+        terms = {"adversarial": self.weights.adversarial * adversarial}
+        if self.weights.layout:
+            layout = layout_d_loss(real.pixels, made.pixels, batch.label_map)
+            terms["layout"] = self.weights.layout * layout
         if lazy:
             odds = pixel_log_odds(real.pixels, batch.label_map).mean(dim=(1, 2))
-            penalty = r1_penalty(real.whole + self.weights.layout * odds, image)
+            score = self.weights.adversarial * real.whole + self.weights.layout * odds
+            penalty = r1_penalty(score, image)
             terms["r1"] = self.weights.r1 * self.weights.r1_every * penalty
         return terms
 
@@ -769,24 +849,28 @@ class StyleGAN(Synthesizer):
 
 # %% ../nbs/14_stylegan.ipynb #0e522ab6
 def conditioning_of(
-    name: str,  # masks, embeddings or histogram
+    name: str,  # masks, embeddings, histogram or none
     semantic_channels: int,
     synthesis: SynthesisNetwork,
     channels: int,
     widest: int,
 ) -> nn.Module:
     "What tells a generator the map."
-    kinds = {"masks": MaskConditioning, "embeddings": EmbeddingConditioning,
-             "histogram": HistogramConditioning}
-    kind = choose(kinds, name, "conditioning")
-    sizes = () if kind is HistogramConditioning else (channels, widest)
-    return kind(semantic_channels, synthesis, *sizes)
+    sizes = semantic_channels, synthesis, channels, widest
+    kinds = {
+        "masks": lambda: MaskConditioning(*sizes),
+        "embeddings": lambda: EmbeddingConditioning(*sizes),
+        "histogram": lambda: HistogramConditioning(semantic_channels),
+        "none": NoConditioning,
+    }
+    return choose(kinds, name, "conditioning")()
 
 # %% ../nbs/14_stylegan.ipynb #81661790
 def stylegan(
     num_classes: int,          # Classes of the label space
     *,
-    conditioning: Literal["masks", "embeddings", "histogram"] = "masks",  # How the map is told
+    conditioning: Literal["masks", "embeddings", "histogram", "none"] = "masks",
+    base: str = "",            # Weights whose generator embeddings steer; empty: it learns, too
     resolution: int = 256,     # Side of the images it is trained on
     channel_base: int = 32768, # A layer has this many channels over its side in pixels, …
     channel_max: int = 512,    # … but no more than these
@@ -795,9 +879,11 @@ def stylegan(
     mapping_layers: int = 8,
     map_channels: int = 64,    # Of what reads the map, at full size; doubled with every halving, …
     map_widest: int = 512,     # … but no more than these
+    style_from: int = 0,       # With embeddings: the first place in which z has a say
     discriminator_base: int = 32768,  # As channel_base
     discriminator_max: int = 512,     # As channel_max
     layout_channels: int = 128,       # Of the discriminator's way up
+    adversarial_weight: float = 1.0,
     layout_weight: float = 1.0,  # Of the loss that names every pixel
     r1_weight: float = 10.0,     # Of the slope at photographs
     r1_every: int = 16,          # Steps from one R1 to the next
@@ -806,8 +892,29 @@ def stylegan(
     path_follow: float = 0.01,   # How far the mean length moves towards each new one
     mixing: float = 0.9,         # Part of the batches that mix two styles
     diversity_weight: float = 0.0,  # Of two styles of a map looking alike; the paper has it not
+    l2_weight: float = 0.0,      # With embeddings: of the distance to the photo, …
+    perceptual_weight: float = 0.0,  # … of its features, …
+    offset_weight: float = 0.0,  # … and of how far the map moves w
+    perceptual: Literal["vgg19", "vgg16", "synthetic", "facades", "none"] = "none",
 ) -> StyleGAN:
-    "Networks of these sizes, initialised as published."
+    "Networks of these sizes, initialised as published; or an encoder over a finished generator."
+    weights = StyleGANLosses(
+        layout_weight, r1_weight, r1_every, path_weight, path_every, path_follow, mixing,
+        diversity_weight, adversarial_weight, l2_weight, perceptual_weight, offset_weight,
+    )
+    if conditioning != "embeddings" and (base or l2_weight or perceptual_weight):
+        raise InputError(
+            f"model.conditioning is {conditioning}, but only embeddings steer a finished generator"
+            " (model.base) and are compared with the photo (l2_weight, perceptual_weight)"
+        )
+    features = perceptual_loss(perceptual)
+    if base:
+        finished = load_stage(base, stylegan).generator
+        return over_frozen(
+            StyleGAN2Generator(finished.mapping, finished.synthesis), num_classes,
+            map_channels=map_channels, map_widest=map_widest, style_from=style_from,
+            layout_channels=layout_channels, weights=weights, perceptual=features,
+        )
     synthesis = SynthesisNetwork(
         widths_by_level(resolution, channel_base, channel_max), w_channels
     )
@@ -815,12 +922,15 @@ def stylegan(
     mapping = MappingNetwork(z_channels, w_channels, mapping_layers, told.code_channels)
     judged = widths_by_level(resolution, discriminator_base, discriminator_max)
     return StyleGAN(
-        ConditionedGenerator(StyleGAN2Generator(mapping, synthesis), told),
+        ConditionedGenerator(StyleGAN2Generator(mapping, synthesis), told, style_from),
         LayoutDiscriminator(judged, num_classes, layout_channels),
-        num_classes,
-        StyleGANLosses(layout_weight, r1_weight, r1_every, path_weight, path_every, path_follow,
-                       mixing, diversity_weight),
+        num_classes, weights, features,
     )
+
+
+PSP_LOSSES = StyleGANLosses(
+    layout=0.0, path=0.0, adversarial=0.0, l2=1.0, perceptual=0.8, offsets=0.005,
+)  # Of pSp for label maps, as published
 
 
 def over_frozen(
@@ -829,8 +939,10 @@ def over_frozen(
     *,
     map_channels: int = 64,   # Of the encoder, at full size; doubled with every halving, …
     map_widest: int = 512,    # … but no more than these
+    style_from: int = 0,      # The first place in which z has a say
     layout_channels: int = 128,  # Of the discriminator's way up
-    weights: StyleGANLosses = StyleGANLosses(path=0.0),  # noqa: B008 (a NamedTuple never changes)
+    weights: StyleGANLosses = PSP_LOSSES,
+    perceptual: PerceptualLoss | None = None,  # Compares with the photo; None: nothing does
 ) -> StyleGAN:
     "Only an encoder learns: it finds the w+ for which a finished generator draws the map."
     if base.mapping.embed is not None:
@@ -838,7 +950,10 @@ def over_frozen(
     base.requires_grad_(False)
     told = EmbeddingConditioning(num_classes + 1, base.synthesis, map_channels, map_widest)
     judge = LayoutDiscriminator(list(base.synthesis.widths), num_classes, layout_channels)
-    return StyleGAN(ConditionedGenerator(base, told), judge, num_classes, weights)
+    generator = ConditionedGenerator(base, told, style_from)
+    model = StyleGAN(generator, judge, num_classes, weights, perceptual)
+    model.given = ("generator.mapping", "generator.synthesis")
+    return model
 
 
 PRESETS = {
