@@ -427,16 +427,16 @@ class StyleHead(nn.Module):
         self.downs = nn.ModuleList(
             EqualConv2d(in_channels, in_channels, down=True) for _ in range(halvings)
         )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(in_channels) for _ in range(halvings))
         self.hidden = EqualLinear(16 * in_channels, 2 * w_channels)
-        self.norm = nn.BatchNorm1d(2 * w_channels)
         self.vectors = EqualLinear(2 * w_channels, num_places * w_channels)
         self.num_places = num_places
 
     def forward(self, x: Features) -> WPlus:
-        for down in self.downs:
-            x = leaky(down(x))
+        for down, norm in zip(self.downs, self.norms, strict=True):
+            x = leaky(norm(down(x)))
         flat = F.adaptive_avg_pool2d(x, (4, 4)).flatten(1)
-        vectors = self.vectors(leaky(self.norm(self.hidden(flat))))
+        vectors = self.vectors(leaky(self.hidden(flat)))
         return vectors.unflatten(1, (self.num_places, -1))
 
 
