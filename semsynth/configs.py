@@ -63,7 +63,7 @@ from .sdm import sdm
 from .spade import PRESETS as SPADE_PRESETS
 from .spade import spade
 from .stylegan import PRESETS as STYLEGAN_PRESETS
-from .stylegan import stylegan
+from .stylegan import STYLEGAN2_PRESETS, stylegan, stylegan2
 from .synthesizer import Trainable, check_given, filled, fingerprints, halved, own_state
 from .vqgan import FIRST_STAGE_PRESETS, MAP_STAGE_PRESETS
 from .vqgan import PRESETS as VQGAN_PRESETS
@@ -97,6 +97,7 @@ FIRST_STAGES = {
 }
 BASES = {
     "latent_diffusion": Family(latent_diffusion, LATENT_DIFFUSION_PRESETS),
+    "stylegan2": Family(stylegan2, STYLEGAN2_PRESETS),
 }
 DOWNLOADED = {
     "stable_diffusion": Family(stable_diffusion, STABLE_DIFFUSION_PRESETS),
@@ -860,8 +861,8 @@ def sampling_method(config: Config) -> Callable:
         )
     if name in BASES:
         raise InputError(
-            f"{name} draws, but from no label map: a ControlNet on it does; semsynth.load gives it,"
-            " with draw"
+            f"{name} draws, but from no label map: a model built on it does; semsynth.load gives"
+            " it, with draw"
         )
     return signature(BUILDERS[name].builder).return_annotation.sample
 

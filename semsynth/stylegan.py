@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['Z', 'W', 'WPlus', 'Code', 'Scales', 'Kernel', 'Filtered', 'Convolved', 'Taps', 'Vectors', 'NoiseKind', 'PixelLogits',
-           'PSP_LOSSES', 'PRESETS', 'leaky', 'EqualLinear', 'resampling_filter', 'smoothed', 'upsampled', 'EqualConv2d',
-           'normalised', 'MappingNetwork', 'demodulation', 'grouped_modulated_conv', 'modulated_conv', 'Modulation',
-           'Told', 'SynthesisLayer', 'ToRGB', 'widths_by_level', 'SynthesisNetwork', 'StyleGAN2Generator',
-           'convolutions_down', 'pyramid', 'MaskConditioning', 'StyleHead', 'EmbeddingConditioning',
-           'HistogramConditioning', 'NoConditioning', 'ConditionedGenerator', 'DiscriminatorBlock', 'with_deviation',
-           'Discriminator', 'Verdict', 'LayoutDiscriminator', 'pixel_log_odds', 'balance', 'layout_d_loss',
-           'layout_g_loss', 'r1_penalty', 'path_lengths', 'likeness', 'StyleGANLosses', 'StyleGAN', 'conditioning_of',
-           'stylegan', 'over_frozen', 'official_stylegan2', 'without_filters', 'official_stylegan2_layers']
+           'PSP_LOSSES', 'STYLEGAN2_PRESETS', 'PRESETS', 'leaky', 'EqualLinear', 'resampling_filter', 'smoothed',
+           'upsampled', 'EqualConv2d', 'normalised', 'MappingNetwork', 'demodulation', 'grouped_modulated_conv',
+           'modulated_conv', 'Modulation', 'Told', 'SynthesisLayer', 'ToRGB', 'widths_by_level', 'SynthesisNetwork',
+           'StyleGAN2Generator', 'convolutions_down', 'pyramid', 'MaskConditioning', 'StyleHead',
+           'EmbeddingConditioning', 'HistogramConditioning', 'ConditionedGenerator', 'DiscriminatorBlock',
+           'with_deviation', 'Discriminator', 'Verdict', 'LayoutDiscriminator', 'pixel_log_odds', 'balance',
+           'layout_d_loss', 'layout_g_loss', 'r1_penalty', 'path_lengths', 'likeness', 'StyleGANLosses', 'crossed',
+           'path_term', 'StyleGAN2', 'StyleGAN', 'conditioning_of', 'stylegan', 'over_frozen', 'stylegan2',
+           'official_stylegan2', 'without_filters', 'official_stylegan2_layers']
 
 # %% ../nbs/14_stylegan.ipynb #4a87cd0e
 import math
@@ -48,7 +49,7 @@ from semsynth.labels import (
 from .autoencoder import load_stage
 from .pix2pixhd import PerceptualLoss, perceptual_loss
 from .spade import smallest_size
-from .synthesizer import Losses, Synthesizer, frozen
+from .synthesizer import Losses, Synthesizer, Trainable, frozen
 
 # %% ../nbs/14_stylegan.ipynb #0bc8f867
 Z = Float[Tensor, "styles z_channels"]               # what is drawn: standard normal
@@ -154,6 +155,12 @@ class MappingNetwork(nn.Module):
             EqualLinear(before, after, rate=rate) for before, after in pairwise(widths)
         )
         self.register_buffer("w_avg", torch.zeros(w_channels))
+
+    def draw(self, styles: int, rng: torch.Generator | None = None) -> Z:
+        "Standard normal, one a style."
+        device = self.w_avg.device if rng is None else rng.device
+        z = torch.randn(styles, self.z_channels, generator=rng, device=device)
+        return z.to(self.w_avg)
 
     def forward(self, z: Z, code: Code | None = None) -> W:
         x = normalised(z)
@@ -483,14 +490,6 @@ class HistogramConditioning(nn.Module):
     def forward(self, semantics: Semantics) -> Told:
         return Told(code=semantics.mean(dim=(2, 3)))
 
-class NoConditioning(nn.Module):
-    "Nothing: what is left is an unconditional StyleGAN2."
-
-    code_channels = 0
-
-    def forward(self, semantics: Semantics) -> Told:
-        return Told()
-
 # %% ../nbs/14_stylegan.ipynb #25e0ef60
 class ConditionedGenerator(nn.Module):
     "A StyleGAN2 generator, and what tells it the map."
@@ -702,6 +701,93 @@ class StyleGANLosses(NamedTuple):
     perceptual: float = 0.0  # … and of their features
     offsets: float = 0.0     # Of how far the map moves w
 
+# %% ../nbs/14_stylegan.ipynb #c9867cc9
+def crossed(first: WPlus, second: WPlus) -> WPlus:
+    "The earlier places of one, from a random place on those of the other."
+    cut = int(torch.randint(1, first.shape[1], ()))
+    return torch.cat([first[:, :cut], second[:, cut:]], dim=1)
+
+
+def path_term(
+    image: Image,
+    ws: WPlus,               # That it was made of
+    path_mean: Float[Tensor, ""],  # Running mean of lengths; is moved
+    weights: StyleGANLosses,
+) -> Loss:
+    "The path length regularization, weighted."
+    lengths = path_lengths(image, ws, torch.randn_like(image))
+    now = lengths.mean().detach()
+    # The first measurement starts the mean: starting at zero would first press all to zero.
+    start = path_mean == 0
+    path_mean.copy_(torch.where(start, now, path_mean.lerp(now, weights.path_follow)))
+    return weights.path * (lengths - path_mean).square().mean()
+
+# %% ../nbs/14_stylegan.ipynb #c04250c1
+class StyleGAN2(Trainable):
+    "Draws what photographs have in common, and is told nothing (Karras et al. 2020)."
+
+    trained = ("discriminator", "generator")
+
+    def __init__(
+        self,
+        generator: StyleGAN2Generator,
+        discriminator: Discriminator,
+        weights: StyleGANLosses = StyleGANLosses(),  # noqa: B008 (a NamedTuple never changes)
+    ):
+        super().__init__()
+        self.generator, self.discriminator, self.weights = generator, discriminator, weights
+        self.register_buffer("path_mean", torch.zeros(()))  # running mean of path lengths
+
+    def training_ws(self, batch: int) -> WPlus:
+        "Random styles, now and then two in one image."
+        mapping, places = self.generator.mapping, self.generator.synthesis.num_ws
+        w = mapping(mapping.draw(batch))
+        mapping.track(w)
+        ws = w[:, None].expand(-1, places, -1)
+        if torch.rand(()) < self.weights.mixing:
+            ws = crossed(ws, mapping(mapping.draw(batch))[:, None].expand(-1, places, -1))
+        return ws
+
+    def training_losses(self, batch: Batch, step: int) -> Losses:
+        fake = self.generator.synthesis(self.training_ws(len(batch.image)))
+        yield "discriminator", self.discriminator_terms(batch.image, fake.detach(), step)
+
+        with frozen(self.discriminator):
+            terms = {"adversarial": nonsaturating_g_loss(self.discriminator(fake))}
+        if self.weights.path and step % self.weights.path_every == 0:
+            ws = self.training_ws(max(1, len(fake) // 2))
+            penalty = path_term(self.generator.synthesis(ws), ws, self.path_mean, self.weights)
+            terms["path_length"] = penalty * self.weights.path_every
+        yield "generator", terms
+
+    def discriminator_terms(self, image: Image, fake: Image, step: int) -> dict[str, Tensor]:
+        "Its game, and now and then the slope at the photographs."
+        lazy = self.weights.r1 > 0 and step % self.weights.r1_every == 0
+        image = image.detach().requires_grad_(lazy)
+        real = self.discriminator(image)
+        terms = {"adversarial": nonsaturating_d_loss(real, self.discriminator(fake))}
+        if lazy:
+            terms["r1"] = self.weights.r1 * self.weights.r1_every * r1_penalty(real, image)
+        return terms
+
+    @torch.no_grad()
+    def draw(
+        self,
+        num_images: int,
+        *,
+        rng: torch.Generator | None = None,
+        truncation_psi: float = 1.0,  # Of styles: 1 as they come, 0 the mean one
+        noise: NoiseKind = "random",  # Fine grain: random, const (as kept) or none
+    ) -> Image:
+        "Images of nothing in particular."
+        z = self.generator.mapping.draw(num_images, rng)
+        image = self.generator(z, truncation_psi=truncation_psi, noise=noise, rng=rng)
+        return image.clamp(-1, 1)
+
+    def example(self, batch: Batch, rng: torch.Generator | None = None) -> Image:
+        "What a sample grid shows of some pairs: as many images, drawn without a look at them."
+        return self.draw(len(batch.image), rng=rng)
+
 # %% ../nbs/14_stylegan.ipynb #6e1f6496
 class StyleGAN(Synthesizer):
     "Layout from the map, appearance from z, by way of w in every layer."
@@ -722,10 +808,7 @@ class StyleGAN(Synthesizer):
 
     def draw_z(self, batch: int, rng: torch.Generator | None = None) -> Z:
         "Standard normal, one an image."
-        like = self.generator.mapping.w_avg
-        device = like.device if rng is None else rng.device
-        shape = (batch, self.generator.mapping.z_channels)
-        return torch.randn(shape, generator=rng, device=device).to(like)
+        return self.generator.mapping.draw(batch, rng)
 
     def training_ws(self, told: Told, batch: int) -> WPlus:
         "Random styles; now and then the later layers have another one than the earlier."
@@ -734,9 +817,7 @@ class StyleGAN(Synthesizer):
             mean = ws[:, 0] if told.offsets is None else ws[:, 0] - told.offsets[:, 0]
             self.generator.mapping.track(mean)
         if torch.rand(()) < self.weights.mixing:
-            cut = int(torch.randint(1, ws.shape[1], ()))
-            other = self.generator.w_plus(self.draw_z(batch), told)
-            ws = torch.cat([ws[:, :cut], other[:, cut:]], dim=1)
+            ws = crossed(ws, self.generator.w_plus(self.draw_z(batch), told))
         return ws
 
     def training_losses(self, batch: Batch, step: int) -> Losses:
@@ -810,11 +891,7 @@ class StyleGAN(Synthesizer):
         told = self.generator.conditioning(part)
         ws = self.training_ws(told, len(part))
         image = self.generator(part, ws, told)
-        lengths = path_lengths(image, ws, torch.randn_like(image))
-        mean, now = self.generator.path_mean, lengths.mean().detach()
-        # The first measurement starts the mean: starting at zero would first press all to zero.
-        mean.copy_(torch.where(mean == 0, now, mean.lerp(now, self.weights.path_follow)))
-        return self.weights.path * (lengths - mean).square().mean()
+        return path_term(image, ws, self.generator.path_mean, self.weights)
 
     @torch.no_grad()
     def sample(
@@ -849,7 +926,7 @@ class StyleGAN(Synthesizer):
 
 # %% ../nbs/14_stylegan.ipynb #0e522ab6
 def conditioning_of(
-    name: str,  # masks, embeddings, histogram or none
+    name: str,  # masks, embeddings or histogram
     semantic_channels: int,
     synthesis: SynthesisNetwork,
     channels: int,
@@ -861,7 +938,6 @@ def conditioning_of(
         "masks": lambda: MaskConditioning(*sizes),
         "embeddings": lambda: EmbeddingConditioning(*sizes),
         "histogram": lambda: HistogramConditioning(semantic_channels),
-        "none": NoConditioning,
     }
     return choose(kinds, name, "conditioning")()
 
@@ -869,8 +945,8 @@ def conditioning_of(
 def stylegan(
     num_classes: int,          # Classes of the label space
     *,
-    conditioning: Literal["masks", "embeddings", "histogram", "none"] = "masks",
-    base: str = "",            # Weights whose generator embeddings steer; empty: it learns, too
+    conditioning: Literal["masks", "embeddings", "histogram"] = "masks",  # How the map is told
+    base: str = "",            # A StyleGAN2 that embeddings steer, frozen; empty: all learns
     resolution: int = 256,     # Side of the images it is trained on
     channel_base: int = 32768, # A layer has this many channels over its side in pixels, …
     channel_max: int = 512,    # … but no more than these
@@ -909,11 +985,10 @@ def stylegan(
         )
     features = perceptual_loss(perceptual)
     if base:
-        finished = load_stage(base, stylegan).generator
         return over_frozen(
-            StyleGAN2Generator(finished.mapping, finished.synthesis), num_classes,
-            map_channels=map_channels, map_widest=map_widest, style_from=style_from,
-            layout_channels=layout_channels, weights=weights, perceptual=features,
+            load_stage(base, stylegan2).generator, num_classes, map_channels=map_channels,
+            map_widest=map_widest, style_from=style_from, layout_channels=layout_channels,
+            weights=weights, perceptual=features,
         )
     synthesis = SynthesisNetwork(
         widths_by_level(resolution, channel_base, channel_max), w_channels
@@ -955,6 +1030,52 @@ def over_frozen(
     model.given = ("generator.mapping", "generator.synthesis")
     return model
 
+
+def stylegan2(
+    *,
+    resolution: int = 256,     # Side of the images
+    channel_base: int = 32768, # A layer has this many channels over its side in pixels, …
+    channel_max: int = 512,    # … but no more than these
+    z_channels: int = 512,     # Of what is drawn
+    w_channels: int = 512,     # Of what the mapping network makes of it
+    mapping_layers: int = 8,
+    discriminator_base: int = 32768,  # As channel_base
+    discriminator_max: int = 512,     # As channel_max
+    r1_weight: float = 10.0,     # Of the slope at photographs
+    r1_every: int = 16,          # Steps from one R1 to the next
+    path_weight: float = 2.0,    # Of the path length regularization
+    path_every: int = 4,         # Steps from one to the next
+    path_follow: float = 0.01,   # How far the mean length moves towards each new one
+    mixing: float = 0.9,         # Part of the batches that mix two styles
+) -> StyleGAN2:
+    "An unconditional StyleGAN2 of these sizes: what `model.base` names."
+    synthesis = SynthesisNetwork(
+        widths_by_level(resolution, channel_base, channel_max), w_channels
+    )
+    mapping = MappingNetwork(z_channels, w_channels, mapping_layers)
+    judged = widths_by_level(resolution, discriminator_base, discriminator_max)
+    weights = StyleGANLosses(
+        r1=r1_weight, r1_every=r1_every, path=path_weight, path_every=path_every,
+        path_follow=path_follow, mixing=mixing,
+    )
+    return StyleGAN2(StyleGAN2Generator(mapping, synthesis), Discriminator(judged), weights)
+
+
+STYLEGAN2_PRESETS = {
+    "paper": {},
+    "mini": {
+        "resolution": 64,
+        "channel_base": 1024,
+        "channel_max": 96,
+        "z_channels": 64,
+        "w_channels": 64,
+        "mapping_layers": 4,
+        "discriminator_base": 1024,
+        "discriminator_max": 96,
+        "r1_weight": 1.0,
+        "path_weight": 0.0,
+    },
+}
 
 PRESETS = {
     "paper": {},
