@@ -3,6 +3,7 @@
 # make lab    JupyterLab on the course map
 # make bench  the tables of benchmarks/
 # make weights MODEL=spade DATASET=facades    train, measure and export the weights that ship under this name
+# make weights CONFIG=stylegan-frozen         the same for weights that have a config of their own name
 # make clean  remove the environment and caches; runs/ stays
 #
 # Each of them first creates .venv from constraints.txt, once. Another Python: make PYTHON=python3.12 demo
@@ -57,24 +58,26 @@ bench: $(READY)
 MODEL ?= pix2pix
 DATASET ?= synthetic
 DATA ?=
-RUN := runs/$(MODEL)-$(DATASET)-weights
-NAME := $(MODEL)$(if $(filter-out synthetic,$(DATASET)),-$(DATASET))
+CONFIG ?=
+RUN := runs/$(or $(CONFIG),$(MODEL)-$(DATASET))-weights
+NAME := $(or $(CONFIG),$(MODEL)$(if $(filter-out synthetic,$(DATASET)),-$(DATASET)))
+WHICH := $(if $(CONFIG),--config semsynth/configs/$(CONFIG).yaml,--dataset $(DATASET) --model $(MODEL))
 ROOT := $(if $(DATA),--data-root $(DATA))
-FIRST_STAGE := $(filter autoencoder vqgan_autoencoder map_autoencoder,$(MODEL))
+UNMEASURED := $(filter autoencoder vqgan_autoencoder map_autoencoder latent_diffusion stylegan2,$(MODEL))
 # Most weights come from one run. The conditional GAN's come from three, each from where the one before ended.
 trained = if [ -f $(1)/checkpoint.pt ]; then $(BIN)/semsynth train --resume $(1); else \
-	$(BIN)/semsynth train --dataset $(DATASET) --model $(MODEL) $(ROOT) --run-dir $(1) $(2) $(SET); fi
+	$(BIN)/semsynth train $(WHICH) $(ROOT) --run-dir $(1) $(2) $(SET); fi
 HALF := optim.generator.lr=2e-4 optim.discriminator.lr=2e-4
 SECOND := train.start_from=$(RUN)-first train.num_steps=2000 train.ema_decay=0.998 $(HALF)
 THIRD := train.start_from=$(RUN)-second train.ema_decay=0.9995 train.lr_schedule=constant data.num_images=4000 $(HALF)
-IN_THREE := $(filter cgan-synthetic,$(MODEL)-$(DATASET))
+IN_THREE := $(if $(CONFIG),,$(filter cgan-synthetic,$(MODEL)-$(DATASET)))
 weights: $(READY)
 	$(if $(IN_THREE),$(call trained,$(RUN)-first))
 	$(if $(IN_THREE),$(call trained,$(RUN)-second,$(SECOND)))
 	$(call trained,$(RUN),$(if $(IN_THREE),$(THIRD)))
-	$(if $(FIRST_STAGE),,$(BIN)/semsynth evaluate $(RUN) $(ROOT) --out $(RUN)/evaluation --overwrite)
+	$(if $(UNMEASURED),,$(BIN)/semsynth evaluate $(RUN) $(ROOT) --out $(RUN)/evaluation --overwrite)
 	$(BIN)/semsynth export $(RUN) -o semsynth/weights/$(NAME).safetensors --overwrite \
-		$(if $(FIRST_STAGE),,--report $(RUN)/evaluation/report.json)
+		$(if $(UNMEASURED),,--report $(RUN)/evaluation/report.json)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -749,14 +749,16 @@ class StyleGAN2(Trainable):
         return ws
 
     def training_losses(self, batch: Batch, step: int) -> Losses:
-        fake = self.generator.synthesis(self.training_ws(len(batch.image)))
+        size = tuple(batch.image.shape[-2:])
+        fake = self.generator.synthesis(self.training_ws(len(batch.image)), size=size)
         yield "discriminator", self.discriminator_terms(batch.image, fake.detach(), step)
 
         with frozen(self.discriminator):
             terms = {"adversarial": nonsaturating_g_loss(self.discriminator(fake))}
         if self.weights.path and step % self.weights.path_every == 0:
             ws = self.training_ws(max(1, len(fake) // 2))
-            penalty = path_term(self.generator.synthesis(ws), ws, self.path_mean, self.weights)
+            again = self.generator.synthesis(ws, size=size)
+            penalty = path_term(again, ws, self.path_mean, self.weights)
             terms["path_length"] = penalty * self.weights.path_every
         yield "generator", terms
 
@@ -774,19 +776,22 @@ class StyleGAN2(Trainable):
     def draw(
         self,
         num_images: int,
+        height: int = 64,  # Pixels
+        width: int = 64,   # Pixels
         *,
         rng: torch.Generator | None = None,
         truncation_psi: float = 1.0,  # Of styles: 1 as they come, 0 the mean one
         noise: NoiseKind = "random",  # Fine grain: random, const (as kept) or none
     ) -> Image:
         "Images of nothing in particular."
-        z = self.generator.mapping.draw(num_images, rng)
-        image = self.generator(z, truncation_psi=truncation_psi, noise=noise, rng=rng)
-        return image.clamp(-1, 1)
+        mapping, synthesis = self.generator.mapping, self.generator.synthesis
+        w = mapping.truncated(mapping(mapping.draw(num_images, rng)), truncation_psi)
+        ws = w[:, None].expand(-1, synthesis.num_ws, -1)
+        return synthesis(ws, noise=noise, rng=rng, size=(height, width)).clamp(-1, 1)
 
     def example(self, batch: Batch, rng: torch.Generator | None = None) -> Image:
         "What a sample grid shows of some pairs: as many images, drawn without a look at them."
-        return self.draw(len(batch.image), rng=rng)
+        return self.draw(len(batch.image), *batch.image.shape[-2:], rng=rng)
 
 # %% ../nbs/14_stylegan.ipynb #6e1f6496
 class StyleGAN(Synthesizer):
@@ -805,6 +810,11 @@ class StyleGAN(Synthesizer):
         super().__init__()
         self.generator, self.discriminator = generator, discriminator
         self.num_classes, self.weights, self.perceptual = num_classes, weights, perceptual
+
+    def handed_over(self, trained: Trainable) -> dict[str, Tensor]:
+        "One that was told nothing gives all but its mean path length, which was another's."
+        state = trained.state_dict()
+        return {name: value for name, value in state.items() if name != "path_mean"}
 
     def draw_z(self, batch: int, rng: torch.Generator | None = None) -> Z:
         "Standard normal, one an image."

@@ -1,21 +1,26 @@
 "StyleGAN: what its parts promise, what styles change and what they leave, what a collapse is."
+from pathlib import Path
+
 import pytest
 import torch
 from blocks import Blocks
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import semsynth
-from semsynth.configs import find_config, load_weights, save_weights
+from semsynth.configs import find_config, load_weights, resolved, save_weights
 from semsynth.datasets import SyntheticFacades
-from semsynth.labels import FACADES, IGNORE_INDEX, Batch, InputError
+from semsynth.labels import FACADES, IGNORE_INDEX, Batch, InputError, semantics
 from semsynth.metrics import confusion, mean_iou
 from semsynth.segmenter import feature_distance, load_segmenter
 from semsynth.stylegan import (
     PRESETS,
+    STYLEGAN2_PRESETS,
     Discriminator,
     LayoutDiscriminator,
     MappingNetwork,
     StyleGAN,
+    StyleGAN2,
     StyleGAN2Generator,
     SynthesisNetwork,
     grouped_modulated_conv,
@@ -28,6 +33,7 @@ from semsynth.stylegan import (
     resampling_filter,
     smoothed,
     stylegan,
+    stylegan2,
     upsampled,
     widths_by_level,
     with_deviation,
@@ -189,10 +195,11 @@ def test_a_frozen_generator_stays_as_it_is(batch: Batch):
 
 @pytest.mark.parametrize("setting, term", [
     ("path_weight", "path_length"), ("diversity_weight", "likeness"), ("r1_weight", "r1"),
+    ("layout_weight", "layout"), ("l2_weight", "l2"),
 ])
 def test_weights_of_zero_are_off(setting: str, term: str, batch: Batch):
     for value in (0.0, 1.0):
-        model = small(**{setting: value}).train()
+        model = small(conditioning="embeddings", **{setting: value}).train()
         names = {name for _, terms in model.training_losses(batch, 0) for name in terms}
         assert (term in names) == bool(value)
 
@@ -203,6 +210,91 @@ def test_lazy_terms_come_when_they_are_due(batch: Batch):
             for step in range(4)]
     assert ["r1" in names for names in seen] == [True, False, False, True]
     assert ["path_length" in names for names in seen] == [True, False, True, False]
+
+
+# --- embeddings that steer a finished generator
+
+TINY_BASE = {"resolution": 64, "channel_max": 8, "discriminator_max": 8, "z_channels": 6,
+             "w_channels": 6}
+PSP = {"conditioning": "embeddings", "adversarial_weight": 0.0, "layout_weight": 0.0,
+       "path_weight": 0.0, "l2_weight": 1.0, "perceptual_weight": 0.8, "offset_weight": 0.005,
+       "perceptual": "synthetic"}
+
+
+def drawing(seed: int = 0, **options) -> StyleGAN2:
+    torch.manual_seed(seed)
+    return stylegan2(**(STYLEGAN2_PRESETS["mini"] | TINY_BASE | options)).eval()
+
+
+def written(path: Path, model: StyleGAN2) -> Path:
+    "A tiny StyleGAN2 as a file of weights."
+    settings = [f"model.{key}={value}" for key, value in TINY_BASE.items()]
+    config = resolved(find_config("synthetic", "stylegan2", settings))
+    return save_weights(path, model, config, FACADES)
+
+
+def test_a_stylegan2_that_is_told_nothing_trains_and_draws(batch: Batch):
+    model = drawing(path_weight=1.0).train()
+    turns = dict(model.training_losses(batch, 0))
+    assert turns.keys() == {"discriminator", "generator"}
+    assert turns["discriminator"].keys() == {"adversarial", "r1"}
+    assert turns["generator"].keys() == {"adversarial", "path_length"}
+    assert model.path_mean > 0 and model.generator.mapping.w_avg.abs().max() > 0
+    model.eval()
+    assert torch.equal(model.draw(2, rng=rng()), model.draw(2, rng=rng()))
+    assert model.draw(2, 32, 96, rng=rng()).shape == (2, 3, 32, 96)
+    mean = model.draw(2, rng=rng(), truncation_psi=0.0, noise="none")
+    assert torch.allclose(mean[0], mean[1], atol=1e-5)
+
+
+def test_psp_has_no_judge_and_compares_with_the_photo(tmp_path: Path, batch: Batch):
+    base = written(tmp_path / "base.safetensors", drawing())
+    model = small(**PSP, base=str(base)).train()
+    turns = dict(model.training_losses(batch, 0))
+    assert turns.keys() == {"generator"}
+    terms = turns["generator"]
+    assert terms.keys() == {"l2", "perceptual", "offsets"}
+    told = model.generator.conditioning(semantics(batch.label_map, None, 12))
+    lengths = told.offsets.square().sum(dim=(1, 2)).sqrt()
+    assert torch.allclose(terms["offsets"], 0.005 * lengths.mean(), rtol=1e-3)
+    sum(terms.values()).backward()
+    reached = {name.split(".")[0] for name, weight in model.generator.named_parameters()
+               if weight.grad is not None}
+    assert reached == {"conditioning"}
+
+
+def test_what_is_built_on_a_base_keeps_none_of_it(tmp_path: Path, batch: Batch):
+    base = written(tmp_path / "base.safetensors", drawing())
+    settings = [f"model.{key}={value}" for key, value in (SMALL | PSP | {"base": base}).items()]
+    config = find_config("synthetic", "stylegan", settings)
+    model = small(**PSP, base=str(base))
+    path = save_weights(tmp_path / "encoder.safetensors", model, config, FACADES)
+    kept = load_file(path)
+    assert kept and all(name.startswith(("generator.conditioning.", "generator.path_mean"))
+                        for name in kept)
+    again = load_weights(path).model
+    drawn = [each.sample(batch.label_map, rng=rng()) for each in (model, again)]
+    assert (drawn[0] - drawn[1]).abs().max() < 0.05
+    written(base, drawing(seed=1))
+    with pytest.raises(InputError, match="another generator.mapping"):
+        load_weights(path)
+
+
+@pytest.mark.parametrize("options", [{"base": "stylegan2"}, {"l2_weight": 1.0}])
+def test_only_embeddings_can_steer(options: dict):
+    with pytest.raises(InputError, match="but only embeddings"):
+        small(**options)
+    with pytest.raises(InputError, match="no stylegan2 weights nowhere"):
+        small(conditioning="embeddings", base="nowhere")
+
+
+def test_earlier_places_hear_the_map_alone(batch: Batch):
+    model = small(conditioning="embeddings", style_from=4)
+    model.generator.mapping.w_avg.normal_()
+    ws = [model.styles(batch.label_map, model.draw_z(1, rng(seed))) for seed in (0, 1)]
+    assert torch.equal(ws[0][:, :4], ws[1][:, :4])
+    assert ((ws[0] - ws[1])[:, 4:].abs().amax(dim=2) > 1e-3).all()
+    assert (ws[0][0] - ws[0][1]).abs().amax(dim=1).min() > 1e-4, "the map is not heard"
 
 
 # --- sampling
