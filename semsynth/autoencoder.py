@@ -9,16 +9,13 @@ __all__ = ['Widened', 'Resized', 'Code', 'Picture', 'PerImage', 'PRESETS', 'BLOC
            'begin_linear', 'LatentStatistics', 'LossWeights', 'KLAutoencoder', 'autoencoder', 'first_stage_weights',
            'count_of', 'official_sizes', 'official_level', 'official_ends', 'official_layers', 'official_networks',
            'official_kl', 'PublishedAutoencoder', 'StableDiffusionAutoencoder', 'TinyAutoencoder', 'read_published',
-           'SceneBlock', 'blocks_between', 'official_tiny', 'fill_tiny', 'shipped_stages', 'read_stage', 'load_stage',
-           'shipped_autoencoders', 'load_autoencoder']
+           'SceneBlock', 'blocks_between', 'official_tiny', 'fill_tiny', 'shipped_autoencoders', 'load_autoencoder']
 
 # %% ../nbs/20_autoencoder.ipynb #6e7ed8ae
-import json
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from inspect import signature
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -27,14 +24,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-import semsynth
 from .cgan import Features, load_official, official_weights
-from .labels import Batch, Image, InputError, Latents, did_you_mean
+from .labels import Batch, Image, InputError, Latents
 from .pix2pixhd import PerceptualLoss, perceptual_loss
-from .synthesizer import Autoencoder, Losses, Trainable, check_given, filled
+from .synthesizer import Autoencoder, Losses, load_stage, shipped_stages
 
 # %% ../nbs/20_autoencoder.ipynb #7bbd4160
 Widened = Float[Tensor, "batch out_channels height width"]                    # or narrowed
@@ -787,56 +782,6 @@ def fill_tiny(layers: nn.Sequential, weights: Mapping[str, Tensor], shift: int) 
             names |= {f"{n}.conv.{k}": f"{n + shift}.1.conv.{k}" for k in (0, 2, 4)}
             names |= {f"{n}.pool.{k}": f"{n + shift}.0.pool.{k}" for k in (0, 1, 3)}
     load_official(layers, weights, names)
-
-# %% ../nbs/20_autoencoder.ipynb #dc80ea77
-def shipped_stages(
-    family: str,  # Such as autoencoder
-) -> dict[str, Path]:
-    "What ships of a family, by name."
-    folder = Path(semsynth.__file__).parent / "weights"
-    return {path.stem: path for path in sorted(folder.glob(f"{family}*.safetensors"))}
-
-
-def read_stage(
-    path: Path,                         # A .safetensors file that describes itself
-    builder: Callable[..., Trainable],  # Named as the family is
-    **changes: object,                  # Arguments of the builder that differ from what is told
-) -> Trainable:
-    "The model in a file of weights."
-    with safe_open(path, framework="pt") as file:
-        described = json.loads((file.metadata() or {})["semsynth"])
-        state = {key: file.get_tensor(key) for key in file.keys()}
-    sizes = {key: tuple(v) if type(v) is list else v for key, v in described["model"].items()}
-    if sizes.pop("name") != builder.__name__:
-        raise KeyError(f"it holds {described['model']['name']}, not {builder.__name__}")
-    sizes.pop("preset", None)
-    if "num_classes" in signature(builder).parameters:
-        sizes["num_classes"] = len(json.loads(described["label_space"])["names"])
-    model = builder(**sizes | changes)
-    check_given(model, described.get("given", {}), path)
-    return filled(model, state, path)
-
-
-def load_stage(
-    name: str | Path,                   # Of one that ships, or a .safetensors file
-    builder: Callable[..., Trainable],  # Named as the family is
-    **changes: object,                  # Arguments of the builder that differ from what is told
-) -> Trainable:
-    "A trained first stage or base, frozen: what other families are built on."
-    family = builder.__name__
-    shipped = shipped_stages(family)
-    path = shipped.get(str(name), Path(name))
-    if not path.is_file():
-        raise InputError(
-            f"there are no {family} weights {name}: {did_you_mean(str(name), shipped)}"
-        )
-    try:
-        model = read_stage(path, builder, **changes)
-    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        reason = str(error).strip().splitlines()[0].strip("'\"")
-        raise InputError(f"{path} holds no {family}, or is damaged: {reason}") from None
-    return model.eval().requires_grad_(False)
-
 
 # %% ../nbs/20_autoencoder.ipynb #6f66b7a2
 def shipped_autoencoders() -> dict[str, Path]:

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .autoencoder import StableDiffusionAutoencoder, count_of, load_autoencoder, load_stage
+from .autoencoder import StableDiffusionAutoencoder, count_of, load_autoencoder
 from .cgan import Features, choose, load_official, official_weights
 from semsynth.diffusion import (
     BETAS,
@@ -75,7 +75,7 @@ from semsynth.sdm import (
     spread_timesteps,
     zeroed,
 )
-from .synthesizer import Autoencoder, Losses, Synthesizer, Trainable
+from .synthesizer import Autoencoder, Losses, Synthesizer, Trainable, load_stage
 
 # %% ../nbs/32_controlnet.ipynb #8151d5b2
 class Question(NamedTuple):

@@ -46,10 +46,9 @@ from semsynth.labels import (
     Semantics,
     semantics,
 )
-from .autoencoder import load_stage
 from .pix2pixhd import PerceptualLoss, perceptual_loss
 from .spade import smallest_size
-from .synthesizer import Losses, Synthesizer, Trainable, frozen
+from .synthesizer import Losses, Synthesizer, Trainable, frozen, load_stage
 
 # %% ../nbs/14_stylegan.ipynb #0bc8f867
 Z = Float[Tensor, "styles z_channels"]               # what is drawn: standard normal

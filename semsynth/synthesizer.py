@@ -4,24 +4,37 @@
 
 # %% auto #0
 __all__ = ['Losses', 'Trainable', 'sampling_state', 'own_state', 'halved', 'fingerprints', 'check_given', 'filled',
-           'training_loop', 'Synthesizer', 'Autoencoder', 'frozen', 'seeded', 'History', 'budget']
+           'shipped_stages', 'read_stage', 'load_stage', 'training_loop', 'Synthesizer', 'Autoencoder', 'frozen',
+           'seeded', 'History', 'budget']
 
 # %% ../nbs/03_synthesizer.ipynb #d06dfbf0
 import csv
 import hashlib
+import json
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 
 import torch
 import torch.nn as nn
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .labels import Batch, Image, InputError, InstanceMap, LabelMap, Latents
+import semsynth
+from semsynth.labels import (
+    Batch,
+    Image,
+    InputError,
+    InstanceMap,
+    LabelMap,
+    Latents,
+    did_you_mean,
+)
 
 # %% ../nbs/03_synthesizer.ipynb #4456c44f
 Losses = Iterator[tuple[str, dict[str, Tensor]]]
@@ -97,8 +110,8 @@ def check_given(model: Trainable, recorded: Mapping[str, str], source: Path | st
     for name, fingerprint in fingerprints(model).items():
         if recorded.get(name) != fingerprint:
             raise InputError(
-                f"{source} was trained with another {name} than the one that model.{name} of its "
-                f"config names here (fingerprint {recorded.get(name, 'missing')}, not "
+                f"{source} was trained with another {name} than the one that its config names here "
+                f"(fingerprint {recorded.get(name, 'missing')}, not "
                 f"{fingerprint}): bring back that one, or train again"
             )
 
@@ -122,6 +135,55 @@ def filled(
     whole = {key: state[key].to(value.dtype) for key, value in expected.items()}
     model.load_state_dict(model.state_dict() | whole)
     return model.eval()
+
+# %% ../nbs/03_synthesizer.ipynb #e0d0ecfb
+def shipped_stages(
+    family: str,  # Such as autoencoder
+) -> dict[str, Path]:
+    "What ships of a family, by name."
+    folder = Path(semsynth.__file__).parent / "weights"
+    return {path.stem: path for path in sorted(folder.glob(f"{family}*.safetensors"))}
+
+
+def read_stage(
+    path: Path,                         # A .safetensors file that describes itself
+    builder: Callable[..., Trainable],  # Named as the family is
+    **changes: object,                  # Arguments of the builder that differ from what is told
+) -> Trainable:
+    "The model in a file of weights."
+    with safe_open(path, framework="pt") as file:
+        described = json.loads((file.metadata() or {})["semsynth"])
+        state = {key: file.get_tensor(key) for key in file.keys()}
+    sizes = {key: tuple(v) if type(v) is list else v for key, v in described["model"].items()}
+    if sizes.pop("name") != builder.__name__:
+        raise KeyError(f"it holds {described['model']['name']}, not {builder.__name__}")
+    sizes.pop("preset", None)
+    if "num_classes" in signature(builder).parameters:
+        sizes["num_classes"] = len(json.loads(described["label_space"])["names"])
+    model = builder(**sizes | changes)
+    check_given(model, described.get("given", {}), path)
+    return filled(model, state, path)
+
+
+def load_stage(
+    name: str | Path,                   # Of one that ships, or a .safetensors file
+    builder: Callable[..., Trainable],  # Named as the family is
+    **changes: object,                  # Arguments of the builder that differ from what is told
+) -> Trainable:
+    "A trained first stage or base, frozen: what other families are built on."
+    family = builder.__name__
+    shipped = shipped_stages(family)
+    path = shipped.get(str(name), Path(name))
+    if not path.is_file():
+        raise InputError(
+            f"there are no {family} weights {name}: {did_you_mean(str(name), shipped)}"
+        )
+    try:
+        model = read_stage(path, builder, **changes)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0].strip("'\"")
+        raise InputError(f"{path} holds no {family}, or is damaged: {reason}") from None
+    return model.eval().requires_grad_(False)
 
 # %% ../nbs/03_synthesizer.ipynb #43a20bb5
 def training_loop(

@@ -31,7 +31,6 @@ from semsynth.autoencoder import (
     Picture,
     Sizes,
     first_stage_weights,
-    load_stage,
     official_networks,
 )
 from .cgan import Loss, PatchGAN, hinge_d_loss, hinge_g_loss, initialise, load_official
@@ -50,7 +49,14 @@ from semsynth.labels import (
 )
 from .pix2pixhd import PerceptualLoss, perceptual_loss
 from .spade import SPADEBlock, SPADENorm
-from .synthesizer import Autoencoder, Losses, Synthesizer, Trainable, frozen
+from semsynth.synthesizer import (
+    Autoencoder,
+    Losses,
+    Synthesizer,
+    Trainable,
+    frozen,
+    load_stage,
+)
 
 # %% ../nbs/21_vqgan.ipynb #01b2249f
 Code = Float[Tensor, "batch code_channels latent_height latent_width"]  # what an encoder tells
