@@ -384,8 +384,26 @@ def test_a_collapse_is_found(houses: Batch):
 
 def layouts(images: Tensor, label_map: Tensor) -> list[float]:
     "mIoU of the map that was asked for and the one that is read, image by image."
-    counts = confusion(load_segmenter("segmenter-synthetic")(images, (128, 128)), label_map, 12)
+    size = tuple(label_map.shape[-2:])
+    counts = confusion(load_segmenter("segmenter-synthetic")(images, size), label_map, 12)
     return [mean_iou(each).item() for each in counts]
+
+
+@pytest.mark.parametrize("name", ["stylegan-frozen", "stylegan-embeddings"])
+def test_vectors_alone_place_a_house(name: str):
+    dataset = SyntheticFacades("test", num_images=16, resolution=64)
+    label_map = torch.stack([dataset.label_map(index) for index in range(16)])
+    model = semsynth.load(name)
+    images = model.sample(label_map, rng=rng())
+    own = sum(layouts(images, label_map)) / 16
+    other = sum(layouts(images, label_map.roll(1, 0))) / 16
+    assert own > 1.5 * other
+    for one in label_map[:2, None]:
+        assert colour_spread(model.sample(one.expand(6, -1, -1), rng=rng())) > FLOOR
+
+
+def test_what_was_told_nothing_has_not_collapsed():
+    assert colour_spread(semsynth.load("stylegan2").draw(8, rng=rng())) > FLOOR
 
 
 def test_styles_change_the_look_and_leave_the_layout(shipped: StyleGAN, houses: Batch):
